@@ -1,0 +1,191 @@
+"""Every exception of the module.
+
+Catch by cause: :class:`ContextError` for a context that is written down wrongly, :class:`ConnectError`
+and :class:`PythonNotFoundError` for a host that can't be reached or has no Python where it was
+looked for, :class:`RemoteException` for a call that failed on the host or on the way to it.
+
+No text of an exception made here holds the value of a secret option.
+"""
+
+import enum
+import errno
+import re
+from collections.abc import Mapping
+
+import mitogen.core
+
+README_NOTE = (
+    "The README of the mitogen module, section 'Python on the host', tells how to choose the"
+    " interpreter: the python_path of the mitogen::Context, or the python_cmd of the std::OS of a"
+    " std::Host that has no context of its own."
+)
+
+
+class ContextError(ValueError):
+    """
+    A serialized context (or an environment variable that shapes contexts) has the wrong form.
+
+    Raised before anything is started. The text names the hop, the key and what is allowed.
+    """
+
+
+class PythonNotFoundError(FileNotFoundError):
+    """
+    The host was reached, and has no Python interpreter at the context's ``python_path``.
+
+    As an :class:`OSError`, it has ``errno`` ENOENT, ``filename`` (what was looked for) and
+    ``strerror``.
+
+    :param serialized_context: The serialized context of the hop that lacks the interpreter.
+    :param found: What is there instead, as a phrase for people, e.g. ``"found on that host:
+        /usr/bin/python3 (3.11.2)"``. Empty when it is not known.
+    :param missing: The program that is missing, when that is not the first element of
+        ``python_path`` (``python9`` of ``["/usr/bin/env", "python9"]``).
+    """
+
+    def __init__(
+        self,
+        serialized_context: Mapping[str, object],
+        *,
+        found: str = "",
+        missing: str | None = None,
+    ) -> None:
+        # Imported late: logs and errors describe each other's things.
+        from inmanta_plugins.mitogen.logs import describe_hop
+
+        self.hop = describe_hop(serialized_context)
+        self.found = found
+        super().__init__(
+            errno.ENOENT,
+            f"No such python interpreter on host {self.hop}",
+            missing or first_of_python_path(serialized_context),
+        )
+        self.add_note(README_NOTE)
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return f"{text} ({self.found})" if self.found else text
+
+
+def first_of_python_path(serialized_context: Mapping[str, object]) -> str:
+    """
+    :param serialized_context: A serialized context.
+    :return: The first element of its ``python_path``, ``"python"`` when that is unset.
+    """
+    python_path = serialized_context.get("python_path") or "python"
+    return str(python_path[0] if isinstance(python_path, list | tuple) else python_path)
+
+
+class Cause(enum.Enum):
+    """Why a connection could not be made; the value is the advice for whoever reads the log."""
+
+    REFUSED = "Check that an ssh server listens at that address and port."
+    UNREACHABLE = "Check the network, the routes and the firewalls between the agent and the host."
+    UNKNOWN_HOST = "Check the spelling of the host name and the name resolution of the agent."
+    HOST_KEY = (
+        "Verify the host's key with its owner, then put it in the known_hosts of the agent's user,"
+        " or remove the outdated one there."
+    )
+    AUTHENTICATION = (
+        "Check the user name, and that the host accepts a key of the agent's user (identity_file)"
+        " or the password of the context."
+    )
+    PASSWORD_REQUIRED = (
+        "Set the password of the context, or allow the user to do this without a password."
+    )
+    PASSWORD_WRONG = "Correct the password of the context."
+    NOT_ALLOWED = "Check what the host allows the user to run (sudoers, doas.conf)."
+    UNKNOWN_USER = "Check the username of the context: the host does not know that user."
+    TIMEOUT = (
+        "Check that the host answers; raise connect_timeout (seconds) when it is only slow."
+    )
+    PROGRAM_MISSING = (
+        "Install the program on the machine that has to run it, or set its path in the context."
+    )
+    NO_CONTAINER = "Check the container's name, and that it runs."
+    HOP_LOST = "The host before this one was lost while connecting: try again once it is back."
+    PYTHON_TOO_OLD = "Install a newer Python on the host, or point python_path to one."
+    PYTHON_FAILED = "Run that interpreter by hand on the host to see what is wrong with it."
+    PYTHON_DENIED = "Give the user the right to execute the interpreter, or choose another one."
+    NO_ROOM = (
+        "Free memory, processes, file descriptors or pseudo-terminals on the machine that is named."
+    )
+    OTHER = "Read what came back; run the same command by hand from the agent to see it live."
+
+
+class ConnectError(mitogen.core.StreamError):
+    """
+    A hop of a context could not be connected.
+
+    :param hop: The hop that failed, as people know it: its name and address.
+    :param method: Its connection method: ``ssh``, ``sudo``, …
+    :param address: Where it is: host name and port, container, pod; empty for a method that stays
+        on its machine.
+    :param user: The user asked for, None where the context names none.
+    :param cause: Why, as far as it is known; ``cause.value`` is one sentence of advice.
+    :param detail: What came back.
+    """
+
+    def __init__(
+        self,
+        *,
+        hop: str,
+        method: str,
+        address: str,
+        user: str | None,
+        cause: Cause,
+        detail: str,
+    ) -> None:
+        self.hop = hop
+        self.method = method
+        self.address = address
+        self.user = user
+        self.cause = cause
+        self.detail = detail
+        # Not through mitogen's own Error.__init__, which takes '%' in a text for a format.
+        Exception.__init__(self, f"Cannot connect to {hop}: {detail.rstrip()}\n{cause.value}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_connect_error, (type(self), self.__dict__.copy()))
+
+
+def _connect_error(cls: type[ConnectError], fields: dict[str, object]) -> ConnectError:
+    names = ("hop", "method", "address", "user", "cause", "detail")
+    return cls(**{name: fields[name] for name in names})  # type: ignore[arg-type]  # as pickled
+
+
+class RemoteException(Exception):
+    """
+    A remote call failed: on the host, or on the way to it.
+
+    :param remote_exception: What was raised. For an exception of the called function this is
+        mitogen's ``CallError``, whose text holds the type, the message and the host's traceback.
+    :param args: Replaces the text of `remote_exception` as the arguments (so the text) of this one.
+    """
+
+    def __init__(self, remote_exception: Exception, *args: object) -> None:
+        super().__init__(*(args or (str(remote_exception),)))
+        self.remote_exception = remote_exception
+
+    @property
+    def remote_type(self) -> str | None:
+        """
+        The qualified name of the exception's type on the host, such as
+        ``builtins.FileNotFoundError``; None when the call did not fail on the host.
+        """
+        if not isinstance(self.remote_exception, mitogen.core.CallError):
+            return None
+        match = re.match(r"[\w.]+", str(self.remote_exception))
+        return match.group() if match else None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.remote_exception, *self.args))
+
+
+class CallTimeoutError(RemoteException, TimeoutError):
+    """
+    A remote call took longer than the ``call_timeout`` of its proxy.
+
+    Whether the function ran, or still runs, is not known: its interpreter has been given up. The
+    next call gets a new one.
+    """
