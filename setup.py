@@ -1,4 +1,4 @@
-"""Lets ``pip install .`` and ``pip wheel .`` carry what ``inmanta module build`` adds to the package.
+"""Lets ``pip install .`` carry all that ``inmanta module build`` puts into a wheel.
 
 All metadata is in setup.cfg.
 """
