@@ -1,5 +1,6 @@
 """
-A real OpenSSH server that needs no preparation and leaves nothing behind. Linux only: it looks processes up in ``/proc``.
+A real OpenSSH server that needs no preparation and leaves nothing behind. Linux only: it looks
+processes up in ``/proc``.
 """
 
 import collections.abc
@@ -23,13 +24,14 @@ import typing
 # sbin directories are on no ordinary user's PATH.
 _SBIN = ("/usr/sbin", "/usr/local/sbin", "/sbin", "/usr/lib/ssh", "/usr/libexec")
 
-# How long a server may take to answer, or a killed process to disappear, on a very busy machine. In seconds.
+# How long a server may take to answer, or a killed process to disappear, on a very busy machine. In
+# seconds.
 _PATIENCE = 20.0
 
 _MARKER = "INMANTA_MITOGEN_SSH_HOST"
 
 
-class SshdNotFound(Exception):
+class SshdNotFoundError(Exception):
     """
     OpenSSH's server, or the program that makes its keys, is not installed.
     """
@@ -38,12 +40,12 @@ class SshdNotFound(Exception):
 def find_sshd() -> str:
     """
     :return: The absolute path of OpenSSH's server (it refuses to be started by any other).
-    :raises SshdNotFound: When the server or ``ssh-keygen`` is not installed.
+    :raises SshdNotFoundError: When the server or ``ssh-keygen`` is not installed.
     """
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_SBIN])
     sshd = shutil.which("sshd", path=path)
     if sshd is None or shutil.which("ssh-keygen") is None or shutil.which("ssh") is None:
-        raise SshdNotFound(
+        raise SshdNotFoundError(
             "needs OpenSSH: sshd, ssh and ssh-keygen (Debian: openssh-server, openssh-client)"
         )
     return os.path.abspath(sshd)
@@ -51,11 +53,11 @@ def find_sshd() -> str:
 
 class SshHost:
     """
-    An OpenSSH server on the loopback address, with its own configuration, keys, log and port. The machine's ssh server and the
-    user's own ssh files have no part in it.
+    An OpenSSH server on the loopback address, with its own configuration, keys, log and port. The
+    machine's ssh server and the user's own ssh files have no part in it.
 
-    Use it as a context manager: the server starts on entry; on exit it is gone, along with every session it had and every file
-    it used.
+    Use it as a context manager: the server starts on entry; on exit it is gone, along with every
+    session it had and every file it used.
     """
 
     #: The address that the server listens on.
@@ -74,14 +76,17 @@ class SshHost:
     ) -> None:
         """
         :param name: The name of the contexts that :meth:`serialized` and :meth:`model` describe.
-        :param username: The user that they log in as, by default the current one. A server that root started lets in any user of the
-            machine whose account is not locked, one that another user started only that user.
-        :param python_path: The interpreter that they start, by default the one that runs the tests. Another user than root may
-            not be allowed to execute that one.
-        :param password_authentication: Whether the server accepts passwords too. It can check them only when root started it.
+        :param username: The user that they log in as, by default the current one. A server that
+            root started lets in any user of the machine whose account is not locked, one that
+            another user started only that user.
+        :param python_path: The interpreter that they start, by default the one that runs the tests.
+            Another user than root may not be allowed to execute that one.
+        :param password_authentication: Whether the server accepts passwords too. It can check them
+            only when root started it.
         :param environment: Variables that are set in each session.
         :param banner: A text that the server sends before authentication.
-        :param config: More lines for the server's configuration, which take precedence over those made here.
+        :param config: More lines for the server's configuration, which take precedence over those
+            made here.
         """
         self.name = name
         self.username = username or pwd.getpwuid(os.geteuid()).pw_name
@@ -97,8 +102,8 @@ class SshHost:
     # Life and death
 
     def __enter__(self) -> typing.Self:
-        # Not pytest's own temporary directory, which only the current user can enter: the server reads the authorized keys with the
-        # rights of the user who logs in.
+        # Not pytest's own temporary directory, which only the current user can enter: the server
+        # reads the authorized keys with the rights of the user who logs in.
         self._directory = pathlib.Path(tempfile.mkdtemp(prefix="ssh-host-"))
         try:
             self._directory.chmod(0o755)
@@ -124,7 +129,8 @@ class SshHost:
         """
         Starts the server, at the port it had before if there was one.
 
-        :raises RuntimeError: When the server is running already, or does not come up; the text holds its log.
+        :raises RuntimeError: When the server is running already, or does not come up; the text
+            holds its log.
         """
         if self._server is not None:
             raise RuntimeError(f"The ssh host on port {self.port} is running already")
@@ -135,7 +141,7 @@ class SshHost:
 
         # Another process may take the free port just before the server does.
         fixed, attempts = self.port, 5
-        for attempt in range(attempts):
+        for _ in range(attempts):
             self.port = fixed or _free_port(self.hostname)
             self._server = self._spawn()
             if self._answers(self._server):
@@ -147,7 +153,8 @@ class SshHost:
 
     def stop(self) -> None:
         """
-        The server and all its sessions die at once, as if the host were switched off. Nothing happens when it does not run.
+        The server and all its sessions die at once, as if the host were switched off. Nothing
+        happens when it does not run.
         """
         if self._server is None:
             return
@@ -159,7 +166,8 @@ class SshHost:
 
     def restart(self) -> None:
         """
-        As if the host were rebooted: all sessions die, and it is back with the same address, port and keys.
+        As if the host were rebooted: all sessions die, and it is back with the same address, port
+        and keys.
         """
         self.stop()
         self.start()
@@ -175,7 +183,8 @@ class SshHost:
 
     def freeze(self) -> None:
         """
-        The server and all the processes of its sessions stop running, with their connections open: a host that hangs.
+        The server and all the processes of its sessions stop running, with their connections open:
+        a host that hangs.
         """
         if self._server is not None:
             _signal([self._server.pid], signal.SIGSTOP)
@@ -193,8 +202,9 @@ class SshHost:
 
     def session_pids(self) -> list[int]:
         """
-        :return: The processes that run on behalf of those logged in: the server's own for each connection, and everything that was
-            started in a session, even if it was detached from it since. Without those that ended and were not yet waited for.
+        :return: The processes that run on behalf of those logged in: the server's own for each
+            connection, and everything that was started in a session, even if it was detached from
+            it since. Without those that ended and were not yet waited for.
         """
         processes = _processes()
         marker = f"{_MARKER}={self._environment[_MARKER]}".encode()
@@ -209,7 +219,8 @@ class SshHost:
 
     def log(self) -> str:
         """
-        :return: What the server wrote to its log since it was first started, at OpenSSH's level VERBOSE.
+        :return: What the server wrote to its log since it was first started, at OpenSSH's level
+            VERBOSE.
         """
         try:
             return (self.directory / "log").read_text(errors="replace")
@@ -218,7 +229,8 @@ class SshHost:
 
     def logins(self) -> int:
         """
-        :return: How many times someone was authenticated, by key or by password, since the server was first started.
+        :return: How many times someone was authenticated, by key or by password, since the server
+            was first started.
         """
         return len(re.findall(r"^Accepted \S+ for ", self.log(), flags=re.MULTILINE))
 
@@ -273,7 +285,8 @@ class SshHost:
     def model(self, **overrides: typing.Any) -> str:
         """
         :param overrides: Attributes to add or to replace; None leaves an attribute out.
-        :return: The constructor of the ``mitogen::Ssh`` entity that connects to this host, for an inmanta model.
+        :return: The constructor of the ``mitogen::Ssh`` entity that connects to this host, for an
+            inmanta model.
         """
         options = self.serialized(**overrides)
         del options["method_name"]
@@ -285,8 +298,7 @@ class SshHost:
     def _write_files(self) -> None:
         for name in ("host_key", "identity"):
             subprocess.run(
-                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name]
-                + ["-f", str(self.directory / name)],
+                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.directory / name)],
                 check=True,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -326,11 +338,13 @@ class SshHost:
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         sshd, config = find_sshd(), self.directory / "sshd_config"
-        # Since OpenSSH 9.8 a server locks out an address after failed logins, and here they all have the same one. Older servers
-        # do not know the setting and refuse it.
+        # Since OpenSSH 9.8 a server locks out an address after failed logins, and here they all
+        # have the same one. Older servers do not know the setting and refuse it.
         for extra in (["PerSourcePenalties no"], []):
             config.write_text("\n".join([*self._config_lines(), *extra, ""]))
-            check = subprocess.run([sshd, "-t", "-f", str(config)], capture_output=True, text=True)
+            check = subprocess.run(
+                [sshd, "-t", "-f", str(config)], check=False, capture_output=True, text=True
+            )
             if "PerSourcePenalties" not in check.stderr:
                 break
 
@@ -349,11 +363,13 @@ class SshHost:
     def _answers(self, server: subprocess.Popen[bytes]) -> bool:
         deadline = time.monotonic() + _PATIENCE
         while server.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                with socket.create_connection((self.hostname, self.port), timeout=5) as client:
-                    # Another process may have the port, and the server be about to find out.
-                    if client.recv(4) == b"SSH-" and server.poll() is None:
-                        return True
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection((self.hostname, self.port), timeout=5) as client,
+            ):
+                # Another process may have the port, and the server be about to find out.
+                if client.recv(4) == b"SSH-" and server.poll() is None:
+                    return True
             time.sleep(0.02)
         return False
 
@@ -380,7 +396,8 @@ def _processes() -> dict[int, int]:
         if entry.isdigit():
             with contextlib.suppress(OSError):
                 stat = pathlib.Path("/proc", entry, "stat").read_bytes()
-                # The second field, the command's name in parentheses, may hold anything, spaces and parentheses too.
+                # The second field, the command's name in parentheses, may hold anything, spaces and
+                # parentheses too.
                 state, parent = stat.rpartition(b")")[2].split()[:2]
                 if state not in (b"Z", b"X"):
                     processes[int(entry)] = int(parent)

@@ -1,0 +1,469 @@
+"""
+What tests share: the interpreters and programs of this machine, throwaway users, and counting what
+was left behind.
+"""
+
+import collections.abc
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import os
+import pathlib
+import pwd
+import re
+import secrets
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import tempfile
+import threading
+import time
+
+import pytest
+
+SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+
+
+# Programs
+
+
+def find_program(name: str) -> str | None:
+    """
+    :return: The absolute path of a program, also when it is one that only root has on the PATH.
+    """
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *SBIN]))
+
+
+def missing_programs(*names: str) -> str | None:
+    """
+    :return: The reason to skip what needs all these programs, or None when they are there.
+    """
+    missing = [name for name in names if find_program(name) is None]
+    return f"needs {', '.join(missing)}, not installed here" if missing else None
+
+
+def requires(*programs: str) -> pytest.MarkDecorator:
+    """
+    Marks a test that needs programs of the machine.
+    """
+    reason = missing_programs(*programs)
+    return pytest.mark.skipif(reason is not None, reason=reason or "")
+
+
+#: Marks a test that only root can run.
+requires_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def need(*programs: str, root: bool = False) -> None:
+    """
+    Skips the calling test or fixture, with a reason that names what is missing.
+
+    :param programs: The programs that have to be installed.
+    :param root: Whether it also has to run as root.
+    """
+    if root and os.geteuid() != 0:
+        pytest.skip("needs root")
+    if reason := missing_programs(*programs):
+        pytest.skip(reason)
+
+
+# Interpreters
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Interpreter:
+    """
+    A Python of this machine.
+
+    :attr version: Its major and minor version.
+    :attr path: The absolute path of its executable.
+    """
+
+    version: tuple[int, int]
+    path: str
+
+    def __str__(self) -> str:
+        return ".".join(map(str, self.version))
+
+
+def _candidates(version: str) -> collections.abc.Iterator[str]:
+    # pyenv's shims are on the PATH even for a version that isn't chosen, so the real ones come
+    # first.
+    root = pathlib.Path(os.environ.get("PYENV_ROOT", pathlib.Path.home() / ".pyenv"))
+    for path in sorted(root.glob(f"versions/{version}.*/bin/python{version}")):
+        yield str(path)
+    for directory in [*os.get_exec_path(), "/usr/bin", "/usr/local/bin"]:
+        yield os.path.join(directory, f"python{version}")
+
+
+@functools.cache
+def find_interpreter(major: int, minor: int) -> Interpreter | None:
+    """
+    :return: An interpreter of that version which the current user can run, from pyenv or from the
+        PATH.
+    """
+    code = "import sys; print('%d %d' % sys.version_info[:2])"
+    for path in _candidates(f"{major}.{minor}"):
+        if os.access(path, os.X_OK):
+            found = subprocess.run([path, "-c", code], check=False, capture_output=True, text=True)
+            if found.stdout.split() == [str(major), str(minor)]:
+                return Interpreter((major, minor), path)
+    return None
+
+
+@functools.cache
+def find_interpreters() -> tuple[Interpreter, ...]:
+    """
+    :return: One interpreter of each version that hosts may have, as far as this machine has it, the
+        oldest first.
+    """
+    found = (find_interpreter(3, minor) for minor in range(6, 14))
+    return tuple(interpreter for interpreter in found if interpreter is not None)
+
+
+@functools.cache
+def interpreter_for_everyone() -> str | None:
+    """
+    :return: The path of an interpreter that every user of this machine can execute.
+    """
+    for name in ("python3", *(f"python3.{minor}" for minor in range(13, 5, -1))):
+        for directory in ("/usr/bin", "/usr/local/bin", "/opt/python/bin"):
+            path = os.path.join(directory, name)
+            if os.path.exists(path) and _open_to_everyone(os.path.realpath(path)):
+                return path
+    return None
+
+
+def _open_to_everyone(path: str) -> bool:
+    return all(
+        parent.stat().st_mode & stat.S_IXOTH
+        for parent in (pathlib.Path(path), *pathlib.Path(path).parents)
+    )
+
+
+# Network
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    """
+    :return: A TCP port that nothing listens on at the moment.
+    """
+    with socket.socket() as listener:
+        listener.bind((address, 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+# Counting what is left behind
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """
+    What a process holds at one moment.
+
+    :attr threads: The ids of its threads, and their names as the kernel has them.
+    :attr files: Its file descriptors, and what each of them refers to.
+    :attr processes: The processes that descend from it, and their command lines. One that ended and
+        was not waited for counts too.
+    """
+
+    threads: dict[int, str]
+    files: dict[int, str]
+    processes: dict[int, str]
+    pid: int
+
+    @classmethod
+    def take(cls, pid: int | None = None) -> "Snapshot":
+        """
+        :param pid: The process to look at, by default this one.
+        """
+        pid = os.getpid() if pid is None else pid
+        threads = dict(_threads(pid))
+        if pid == os.getpid():
+            names = {thread.native_id: thread.name for thread in threading.enumerate()}
+            threads = {number: names.get(number, name) for number, name in threads.items()}
+        return cls(threads, dict(_files(pid)), dict(_descendants(pid)), pid)
+
+    def added(self) -> "Snapshot":
+        """
+        :return: What the process holds now, and did not hold when this snapshot was taken.
+        """
+        now = Snapshot.take(self.pid)
+        return Snapshot(
+            dict(now.threads.items() - self.threads.items()),
+            dict(now.files.items() - self.files.items()),
+            {pid: line for pid, line in now.processes.items() if pid not in self.processes},
+            self.pid,
+        )
+
+    def settle(self, timeout: float = 10.0) -> None:
+        """
+        Waits until the process holds nothing more than when this snapshot was taken.
+
+        :param timeout: How long to wait, in seconds.
+        :raises AssertionError: When it still does by then; the text tells what.
+        """
+        deadline = time.monotonic() + timeout
+        while more := self.added():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"Still there after {timeout} s: {more}")
+            time.sleep(0.02)
+
+    def __bool__(self) -> bool:
+        return bool(self.threads or self.files or self.processes)
+
+    def __str__(self) -> str:
+        parts = {"thread": self.threads, "file": self.files, "process": self.processes}
+        return ", ".join(
+            f"{kind} {number} ({name})"
+            for kind, some in parts.items()
+            for number, name in some.items()
+        )
+
+
+def _threads(pid: int) -> collections.abc.Iterator[tuple[int, str]]:
+    for task in _listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(OSError):
+            yield (
+                int(task),
+                pathlib.Path("/proc", str(pid), "task", task, "comm").read_text().strip(),
+            )
+
+
+def _files(pid: int) -> collections.abc.Iterator[tuple[int, str]]:
+    for number in _listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            target = os.readlink(f"/proc/{pid}/fd/{number}")
+            # The one that the listing itself needed.
+            if target != f"/proc/{pid}/fd":
+                yield int(number), target
+
+
+def _descendants(pid: int) -> collections.abc.Iterator[tuple[int, str]]:
+    parents = {child: parent for child, parent, _ in processes()}
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    for child in found - {pid}:
+        yield child, command_line(child)
+
+
+def processes() -> collections.abc.Iterator[tuple[int, int, str]]:
+    """
+    :return: Of each process of this machine, ended ones that nobody waited for included: its id,
+        its parent's, its state as the kernel's letter.
+    """
+    for entry in _listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                text = pathlib.Path("/proc", entry, "stat").read_text(errors="replace")
+                # The second field, the command's name in parentheses, may hold anything, spaces and
+                # parentheses too.
+                state, parent = text.rpartition(")")[2].split()[:2]
+                yield int(entry), int(parent), state
+
+
+def command_line(pid: int) -> str:
+    """
+    :return: The command line of a process, or its name where it has none; empty when it is gone.
+    """
+    for name in ("cmdline", "comm"):
+        with contextlib.suppress(OSError):
+            text = pathlib.Path("/proc", str(pid), name).read_text(errors="replace")
+            if text := text.replace("\0", " ").strip():
+                return text
+    return ""
+
+
+def _listdir(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []
+
+
+# Users
+
+
+@dataclasses.dataclass(frozen=True)
+class User:
+    """
+    A user of this machine who exists for the duration of a test.
+    """
+
+    name: str
+    password: str
+    uid: int
+    gid: int
+    home: pathlib.Path
+
+    def write(self, path: str, text: str, mode: int = 0o644) -> pathlib.Path:
+        """
+        Writes a file that belongs to the user.
+
+        :param path: Where, from the home directory.
+        """
+        target = self.home / path
+        target.write_text(text)
+        target.chmod(mode)
+        os.chown(target, self.uid, self.gid)
+        return target
+
+
+@contextlib.contextmanager
+def machine_lock(name: str) -> collections.abc.Iterator[None]:
+    """
+    Holds a lock that all test runs on this machine share, for what exists once a machine.
+    """
+    path = pathlib.Path(tempfile.gettempdir(), f"inmanta-mitogen-tests-{name}.lock")
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def temporary_user(*, shell: str = "/bin/sh") -> collections.abc.Iterator[User]:
+    """
+    A user with a name and a password of his own and an empty home directory. At the end his
+    processes are killed, and he and his home are gone. Only root can call it.
+
+    :param shell: The absolute path of his login shell.
+    """
+    name = f"mitogen-{secrets.token_hex(4)}"
+    password = secrets.token_urlsafe(12)
+    try:
+        with machine_lock("users"):
+            _run(["useradd", "--create-home", "--skel", "/nonexistent", "--shell", shell, name])
+            _run(["chpasswd"], f"{name}:{password}\n")
+        entry = pwd.getpwnam(name)
+        home = pathlib.Path(entry.pw_dir)
+        home.chmod(0o755)
+        yield User(name, password, entry.pw_uid, entry.pw_gid, home)
+    finally:
+        with contextlib.suppress(KeyError):
+            _kill_processes(pwd.getpwnam(name).pw_uid)
+            with machine_lock("users"):
+                _run(["userdel", "--force", "--remove", name])
+
+
+def _kill_processes(uid: int) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        pids = [pid for pid, _, state in processes() if state not in "ZX" and _owner(pid) == uid]
+        if not pids:
+            return
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def _owner(pid: int) -> int | None:
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
+
+
+def _run(command: list[str], text: str | None = None) -> None:
+    program = find_program(command[0]) or command[0]
+    done = subprocess.run(
+        [program, *command[1:]], check=False, input=text, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"{command} ended with {done.returncode}: {done.stderr or done.stdout}")
+
+
+# What users may do
+
+
+@contextlib.contextmanager
+def sudo_rule(user: User, *, password: bool, target: str = "ALL") -> collections.abc.Iterator[None]:
+    """
+    Lets a user run everything with sudo. Only root can call it.
+
+    :param password: Whether sudo asks him for his password, each time anew.
+    :param target: The user whom he may become.
+    """
+    tag = "PASSWD" if password else "NOPASSWD"
+    path = pathlib.Path("/etc/sudoers.d", user.name)
+    rule = (
+        f"Defaults:{user.name} timestamp_timeout=0\n{user.name} ALL=({target}) {tag}:SETENV: ALL\n"
+    )
+    try:
+        # It takes effect as a whole, since sudo skips names with a dot.
+        unfinished = path.with_suffix(".new")
+        unfinished.write_text(rule)
+        unfinished.chmod(0o440)
+        unfinished.rename(path)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def doas_rule(
+    user: User, *, password: bool, target: str = "root"
+) -> collections.abc.Iterator[None]:
+    """
+    Lets a user run everything with doas. There is one file of rules only: this one's line is added
+    to what others have there, and taken out again. Only root can call it.
+
+    :param password: Whether doas asks him for his password.
+    :param target: The user whom he may become.
+    """
+    rule = f"permit {'' if password else 'nopass '}{user.name} as {target}\n"
+    try:
+        _edit_doas_conf(lambda text: text + ("" if text[-1:] in ("", "\n") else "\n") + rule)
+        yield
+    finally:
+        _edit_doas_conf(lambda text: text.replace(rule, "", 1))
+
+
+def _edit_doas_conf(edit: collections.abc.Callable[[str], str]) -> None:
+    path = pathlib.Path("/etc/doas.conf")
+    with machine_lock("doas"):
+        text = edit(path.read_text() if path.exists() else "")
+        if not text:
+            path.unlink(missing_ok=True)
+            return
+        unfinished = path.with_suffix(".new")
+        unfinished.touch(mode=0o600)
+        if path.exists():
+            shutil.copymode(path, unfinished)
+        unfinished.write_text(text)
+        unfinished.rename(path)
+
+
+# Locales
+
+
+def french_locale(directory: pathlib.Path) -> dict[str, str]:
+    """
+    Compiles the French locale, which need not be installed for it.
+
+    :param directory: Where to put it.
+    :return: The environment that makes programs speak French. Skips the test where the locale's
+        sources or the translations of the C library are missing.
+    """
+    need("localedef")
+    done = subprocess.run(
+        ["localedef", "-i", "fr_FR", "-f", "UTF-8", str(directory / "fr_FR.UTF-8")],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if not (directory / "fr_FR.UTF-8").exists():
+        pytest.skip(f"needs the sources of the French locale: {done.stderr}")
+    language = "fr_FR.UTF-8"
+    environment = {"LOCPATH": str(directory), "LC_ALL": language, "LANGUAGE": "fr"}
+    spoken = subprocess.run(
+        ["/bin/ls", "/nonexistent"], env=environment, check=False, capture_output=True, text=True
+    )
+    if not re.search("Aucun fichier", spoken.stderr):
+        pytest.skip(f"needs the French translations of the C library: {spoken.stderr}")
+    return environment
