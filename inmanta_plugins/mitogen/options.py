@@ -1,0 +1,528 @@
+"""What the connection methods of mitogen take, and whether a serialized context agrees with it.
+
+The table `METHODS` is the one place that knows the options, their types and their roles. It follows
+the ``Options`` classes of mitogen; `model/_init.cf` has an attribute for each of them, with what it
+means. This module needs the standard library alone.
+"""
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final
+
+CHECK_HOST_KEYS_ENV_VAR: Final = "INMANTA_MITOGEN_CHECK_HOST_KEYS"
+"""Names the variable with the host key policy of all implicit contexts of an agent."""
+
+CHECK_HOST_KEYS: Final = ("enforce", "accept", "ignore")
+"""The host key policies that mitogen knows."""
+
+MASK: Final = "[secret]"
+"""Stands where a secret was; what :class:`mitogen.core.Secret` shows."""
+
+MAX_HOPS: Final = 64
+"""No context is nested deeper than this many times ``via``."""
+
+IMPLICIT_SSH_ARGS: Final = ["-o", "UserKnownHostsFile=/dev/null", "-o", "PasswordAuthentication=no"]
+"""The ``ssh_args`` of an implicit context."""
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+
+
+def _is_command(value: object) -> bool:
+    return isinstance(value, str) or _is_texts(value)
+
+
+def _is_argument(value: Any) -> bool:
+    # A program would take a leading dash for an option of its own: `ssh -oProxyCommand=…`.
+    return value != "" and not value.startswith("-")
+
+
+def _is_word(value: Any) -> bool:
+    # For mitogen, and for us, an empty one is one that is not set.
+    return not value.startswith("-")
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """
+    An option of a connection method.
+
+    :param kind: What a value of it is, in words.
+    :param has_type: Tells whether a value has the right type.
+    :param allowed: Which values of that type are allowed, in words; empty when all are.
+    :param is_allowed: Tells whether a value of the right type is one of these.
+    :param required: Whether the method can't do without it.
+    :param secret: Whether its value may appear in no log and no message.
+    """
+
+    kind: str
+    has_type: Callable[[object], bool]
+    allowed: str = ""
+    is_allowed: Callable[[Any], bool] = lambda value: True
+    required: bool = False
+    secret: bool = False
+
+    @property
+    def expected(self) -> str:
+        """What a value has to be, in words."""
+        return f"{self.kind} {self.allowed}".rstrip()
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """
+    A connection method of mitogen.
+
+    :param options: Its own options by name; those of every method are in `COMMON_OPTIONS`.
+    :param address: The options that tell where the far end is; the first one set counts.
+    :param user: The option that names the user at the far end, if there is one.
+    :param default_user: Who that is when the option is not set, if it is known.
+    :param one_of: Options of which at least one has to be set.
+    """
+
+    options: Mapping[str, Option]
+    address: tuple[str, ...] = ()
+    user: str | None = None
+    default_user: str | None = None
+    one_of: tuple[str, ...] = ()
+
+    @property
+    def all_options(self) -> Mapping[str, Option]:
+        """Its options by name, the common ones included."""
+        return {**COMMON_OPTIONS, **self.options}
+
+
+_NO_DASH = "that does not begin with '-'"
+_NOT_EMPTY_NO_DASH = "that is not empty and does not begin with '-'"
+
+TEXT: Final = Option("a string", _is_text)
+WORD: Final = Option("a string", _is_text, _NO_DASH, _is_word)
+ADDRESS: Final = Option("a string", _is_text, _NOT_EMPTY_NO_DASH, _is_argument)
+REQUIRED_ADDRESS: Final = dataclasses.replace(ADDRESS, required=True)
+SECRET: Final = Option("a string", _is_text, secret=True)
+TEXTS: Final = Option("a list of strings", _is_texts)
+BOOL: Final = Option("a bool", _is_bool)
+POSITIVE_INT: Final = Option("an integer", _is_int, "from 1", lambda value: value >= 1)
+LEVEL: Final = Option("an integer", _is_int, "from 0", lambda value: value >= 0)
+PORT: Final = Option("an integer", _is_int, "from 1 to 65535", lambda value: 1 <= value <= 65535)
+SECONDS: Final = Option(
+    "a number",
+    _is_number,
+    "of seconds above 0",
+    lambda value: value > 0 and not (isinstance(value, float) and math.isinf(value)),
+)
+COMMAND: Final = Option(
+    "a string or a list of strings",
+    _is_command,
+    "none of which is empty",
+    lambda value: isinstance(value, str) or all(value),
+)
+SLASHLESS: Final = Option(
+    "a string", _is_text, "without slashes", lambda value: not re.search(r"[/\\]", value)
+)
+
+
+def choice(*values: str, required: bool = False) -> Option:
+    """
+    :param values: What the option may be.
+    :param required: Whether the method can't do without it.
+    :return: An option that is one of some words.
+    """
+    return Option(
+        "a string", _is_text, f"out of {', '.join(values)}", lambda v: v in values, required
+    )
+
+
+COMMON_OPTIONS: Final[Mapping[str, Option]] = {
+    "name": TEXT,
+    "remote_name": SLASHLESS,
+    "python_path": COMMAND,
+    "connect_timeout": SECONDS,
+    "debug": BOOL,
+    "profiling": BOOL,
+    "unidirectional": BOOL,
+}
+"""The options of every method."""
+
+_PROMPTED = {"password_prompt": TEXT, "incorrect_prompts": TEXTS}
+
+METHODS: Final[Mapping[str, Method]] = {
+    "local": Method({}),
+    "ssh": Method(
+        {
+            "hostname": REQUIRED_ADDRESS,
+            "username": WORD,
+            "port": PORT,
+            "password": SECRET,
+            "identity_file": TEXT,
+            "identities_only": BOOL,
+            "check_host_keys": choice(*CHECK_HOST_KEYS),
+            "compression": BOOL,
+            "keepalive_enabled": BOOL,
+            "keepalive_count": POSITIVE_INT,
+            "keepalive_interval": POSITIVE_INT,
+            "ssh_path": WORD,
+            "ssh_args": TEXTS,
+            "ssh_debug_level": LEVEL,
+        },
+        address=("hostname",),
+        user="username",
+    ),
+    "sudo": Method(
+        {
+            "username": WORD,
+            "password": SECRET,
+            "sudo_path": WORD,
+            "sudo_args": TEXTS,
+            "login": BOOL,
+            "preserve_env": BOOL,
+            "set_home": BOOL,
+            "selinux_role": WORD,
+            "selinux_type": WORD,
+        },
+        user="username",
+        default_user="root",
+    ),
+    "su": Method(
+        {"username": WORD, "password": SECRET, "su_path": WORD, **_PROMPTED},
+        user="username",
+        default_user="root",
+    ),
+    "doas": Method(
+        {"username": WORD, "password": SECRET, "doas_path": WORD, **_PROMPTED},
+        user="username",
+        default_user="root",
+    ),
+    "docker": Method(
+        {"container": ADDRESS, "image": ADDRESS, "username": WORD, "docker_path": WORD},
+        address=("container", "image"),
+        user="username",
+        one_of=("container", "image"),
+    ),
+    "podman": Method(
+        {"container": REQUIRED_ADDRESS, "username": WORD, "podman_path": WORD},
+        address=("container",),
+        user="username",
+    ),
+    "buildah": Method(
+        {"container": REQUIRED_ADDRESS, "username": WORD, "buildah_path": WORD},
+        address=("container",),
+        user="username",
+    ),
+    "kubectl": Method(
+        {"pod": REQUIRED_ADDRESS, "kubectl_path": WORD, "kubectl_args": TEXTS},
+        address=("pod",),
+    ),
+    "lxc": Method({"container": REQUIRED_ADDRESS, "lxc_attach_path": WORD}, address=("container",)),
+    "lxd": Method({"container": REQUIRED_ADDRESS, "lxc_path": WORD}, address=("container",)),
+    "incus": Method({"container": REQUIRED_ADDRESS, "incus_path": WORD}, address=("container",)),
+    "jail": Method(
+        {"container": REQUIRED_ADDRESS, "username": WORD, "jexec_path": WORD},
+        address=("container",),
+        user="username",
+    ),
+    "setns": Method(
+        {
+            "container": REQUIRED_ADDRESS,
+            "kind": choice("docker", "lxc", "lxd", "machinectl", required=True),
+            "username": WORD,
+            "docker_path": WORD,
+            "lxc_path": WORD,
+            "lxc_info_path": WORD,
+            "machinectl_path": WORD,
+        },
+        address=("container",),
+        user="username",
+        default_user="root",
+    ),
+}
+"""The connection methods by name."""
+
+SECRET_OPTIONS: Final = frozenset(
+    name for method in METHODS.values() for name, option in method.options.items() if option.secret
+)
+"""The names of the options whose values may appear in no log and no message."""
+
+_SOUNDS_SECRET = re.compile(r"pass(word|wd|phrase)|secret|token|credential", re.IGNORECASE)
+
+
+def is_secret_key(key: object) -> bool:
+    """
+    :param key: A key of a serialized context, perhaps of a wrong one.
+    :return: Whether its value may appear in no log and no message: true for the `SECRET_OPTIONS`,
+        and for what sounds like a misspelled one. The prompt for a password is no secret.
+    """
+    if key in SECRET_OPTIONS:
+        return True
+    return isinstance(key, str) and key not in _PROMPTED and _SOUNDS_SECRET.search(key) is not None
+
+
+def mask_secrets(serialized_context: object) -> dict[str, Any]:
+    """
+    :param serialized_context: A serialized context, perhaps one of the wrong form.
+    :return: A copy for logs and messages: the value of each secret key that is set is ``[secret]``,
+        in every ``via`` too. Empty for what is no dict.
+    """
+    return _masked(serialized_context, MAX_HOPS) if isinstance(serialized_context, Mapping) else {}
+
+
+def _masked(value: object, depth: int) -> Any:
+    if not isinstance(value, Mapping | list | tuple):
+        return value
+    if depth == 0:
+        return "..."
+    if isinstance(value, Mapping):
+        return {
+            key: MASK if is_secret_key(key) and item is not None else _masked(item, depth - 1)
+            for key, item in value.items()
+        }
+    return [_masked(item, depth - 1) for item in value]
+
+
+def hops_of(serialized_context: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """
+    :param serialized_context: A serialized context, perhaps one of the wrong form.
+    :return: The context and what is nested in its ``via``, in the order in which they are
+        connected, so the context itself comes last. No more than one above `MAX_HOPS`.
+    """
+    hops: list[Mapping[str, Any]] = []
+    hop: object = serialized_context
+    while isinstance(hop, Mapping) and len(hops) <= MAX_HOPS:
+        hops.append(hop)
+        hop = hop.get("via")
+    return hops[::-1]
+
+
+def address_of(hop: Mapping[str, Any]) -> str:
+    """
+    :param hop: A serialized context.
+    :return: Where it is, without its ``via``: host name and port (unless that is 22), container or
+        pod. Empty for a method that stays on its machine.
+    """
+    method = _method_of(hop)
+    names = method.address if method else ("hostname", "container", "pod")
+    address = next((text for text in map(hop.get, names) if text and isinstance(text, str)), "")
+    port = hop.get("port")
+    if not address or port is None or port == 22 or not _is_int(port):
+        return address
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def user_of(hop: Mapping[str, Any]) -> str | None:
+    """
+    :param hop: A serialized context.
+    :return: The user at its far end; None where neither the context nor mitogen says who.
+    """
+    method = _method_of(hop)
+    user = hop.get("username")
+    if user and isinstance(user, str):
+        return user
+    return method.default_user if method else None
+
+
+def describe_hop(hop: Mapping[str, Any]) -> str:
+    """
+    :param hop: A serialized context.
+    :return: What people call it, without its ``via``: ``ssh probe@10.0.0.1:2222``, ``sudo root``,
+        ``docker web``, ``local``; with its name, if it has one, ``web1 (ssh probe@10.0.0.1)``.
+    """
+    method = hop.get("method_name")
+    address, user = address_of(hop), user_of(hop)
+    where = f"{user}@{address}" if user and address else address or user or ""
+    place = f"{method if isinstance(method, str) else 'no method_name'} {where}".rstrip()
+    name = hop.get("name")
+    return f"{name} ({place})" if name and isinstance(name, str) else place
+
+
+def describe_context(serialized_context: Mapping[str, Any]) -> str:
+    """
+    :param serialized_context: A serialized context.
+    :return: What people call it, and each hop on the way:
+        ``sudo root via web1 (ssh probe@10.0.0.1)``.
+    """
+    return " via ".join(describe_hop(hop) for hop in reversed(hops_of(serialized_context)))
+
+
+def _method_of(hop: Mapping[str, Any]) -> Method | None:
+    name = hop.get("method_name")
+    return METHODS.get(name) if isinstance(name, str) else None
+
+
+def validate_context(serialized_context: object) -> None:
+    """
+    Check that a serialized context has a form that can be connected. A value of None counts as not
+    set. The argument is left as it is.
+
+    :param serialized_context: The serialized context.
+    :raises ContextError: When it has not. The text names the hop, the key and what is allowed, and
+        holds no value of a secret key.
+    """
+    if not isinstance(serialized_context, Mapping):
+        raise _error(f"A serialized context has to be a dict, not {_kind(serialized_context)}")
+    hops = hops_of(serialized_context)
+    if len(hops) > MAX_HOPS:
+        raise _error(
+            f"The context {describe_hop(hops[-1])} has more than {MAX_HOPS} hops, one 'via' in the"
+            " other, or is its own 'via'"
+        )
+    for number, hop in enumerate(hops, start=1):
+        count = f"hop {number} of {len(hops)}" if len(hops) > 1 else "context"
+        try:
+            _validate_hop(hop)
+        except _ProblemError as problem:
+            raise _error(f"{count} ({describe_hop(hop)}): {problem}") from None
+
+
+class _ProblemError(Exception):
+    """What is wrong with a hop."""
+
+
+def _error(text: str) -> ValueError:
+    # Imported late: the exceptions describe contexts by means of this module.
+    from inmanta_plugins.mitogen.errors import ContextError
+
+    return ContextError(text)
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, list | tuple):
+        kinds = sorted({type(item).__name__ for item in value})
+        return f"a list of {' and '.join(kinds) or 'nothing'}"
+    return type(value).__name__
+
+
+def _validate_hop(hop: Mapping[str, Any]) -> None:
+    method_name = hop.get("method_name")
+    allowed = f"allowed are {', '.join(METHODS)}"
+    if method_name is None:
+        raise _ProblemError(f"'method_name' is missing; {allowed}")
+    if not isinstance(method_name, str):
+        raise _ProblemError(
+            f"'method_name' has to be a string, not {_kind(method_name)}; {allowed}"
+        )
+    if method_name not in METHODS:
+        hint = _closest(method_name, METHODS)
+        raise _ProblemError(f"unknown method_name {_shown(method_name)}{hint}; {allowed}")
+    _validate_keys(method_name, hop)
+    if hop.get("via") is not None and not isinstance(hop["via"], Mapping):
+        raise _ProblemError(
+            f"'via' has to be a serialized context (a dict), not {_kind(hop['via'])}"
+        )
+
+
+def _validate_keys(method_name: str, hop: Mapping[str, Any]) -> None:
+    method = METHODS[method_name]
+    options = method.all_options
+    for key, value in hop.items():
+        if key in ("method_name", "via"):
+            continue
+        if key not in options:
+            raise _ProblemError(
+                f"unknown option {_shown(key)}{_closest(key, options)};"
+                f" {method_name} takes {', '.join(sorted([*options, 'via']))}"
+            )
+        if value is not None:
+            _validate_value(key, options[key], value)
+    for key, option in options.items():
+        if option.required and hop.get(key) is None:
+            raise _ProblemError(
+                f"the option '{key}' is missing; {method_name} needs it ({option.expected})"
+            )
+    if method.one_of and all(hop.get(key) is None for key in method.one_of):
+        raise _ProblemError(f"one of the options {', '.join(method.one_of)} has to be set")
+
+
+def _validate_value(key: str, option: Option, value: object) -> None:
+    if not option.has_type(value):
+        found = f"not {_kind(value)}"
+    elif not option.is_allowed(value):
+        found = "which it is not" if option.secret else f"not {_shown(value)}"
+    elif any("\0" in text for text in _texts(value)):
+        raise _ProblemError(f"'{key}' holds a NUL character, which no program can be given")
+    else:
+        return
+    raise _ProblemError(f"'{key}' has to be {option.expected}, {found}")
+
+
+def _items(value: Any) -> Collection[Any]:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _texts(value: object) -> list[str]:
+    return [item for item in _items(value) if isinstance(item, str)]
+
+
+def _shown(value: object) -> str:
+    text = repr(value[:60] if isinstance(value, str) else value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def _closest(key: object, allowed: Collection[str]) -> str:
+    close = difflib.get_close_matches(key[:60], allowed, n=1) if isinstance(key, str) else []
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def apply_host_key_policy(serialized_context: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Give implicit contexts the host key policy of this agent.
+
+    The environment variable ``INMANTA_MITOGEN_CHECK_HOST_KEYS`` holds ``enforce``, ``accept`` or
+    ``ignore``; unset, implicit contexts stay as they are, so ``ignore``. An implicit context is
+    known by its form: ssh with ``check_host_keys`` ``ignore`` and the `IMPLICIT_SSH_ARGS`. One that
+    a model spells out in just that form can't be told from it.
+
+    :param serialized_context: A serialized context. It is left as it is.
+    :return: A copy, in which each implicit context, in any ``via`` too, has that policy, and with
+        ``enforce`` and ``accept`` the known hosts of the agent's user.
+    :raises ContextError: When the variable holds anything else.
+    """
+    policy = _host_key_policy()
+    applied: dict[str, Any] | None = None
+    for hop in hops_of(serialized_context):
+        copy = dict(hop)
+        if applied is not None:
+            copy["via"] = applied
+        if policy in ("accept", "enforce") and _is_implicit(hop):
+            copy["check_host_keys"] = policy
+            copy["ssh_args"] = IMPLICIT_SSH_ARGS[2:]
+        applied = copy
+    return applied if applied is not None else {}
+
+
+def _host_key_policy() -> str | None:
+    policy = os.environ.get(CHECK_HOST_KEYS_ENV_VAR)
+    if policy is not None and policy not in CHECK_HOST_KEYS:
+        raise _error(
+            f"The environment variable {CHECK_HOST_KEYS_ENV_VAR} has to be one of"
+            f" {', '.join(CHECK_HOST_KEYS)}, not {_shown(policy)}"
+        )
+    return policy
+
+
+def _is_implicit(hop: Mapping[str, Any]) -> bool:
+    return (
+        hop.get("method_name") == "ssh"
+        and hop.get("check_host_keys") == "ignore"
+        and hop.get("ssh_args") == IMPLICIT_SSH_ARGS
+    )
