@@ -1,0 +1,45 @@
+# The verbs of this project; `make help` lists them.
+
+# The interpreter of .venv: 3.11 or later.
+PYTHON ?= python3
+# More arguments for pytest, e.g. make test PYTEST_ARGS="-k ssh -x"
+PYTEST_ARGS ?=
+# More arguments for tools/matrix.py, e.g. make matrix MATRIX_ARGS="--row 3.13"
+MATRIX_ARGS ?=
+
+requirements := -r requirements-dev.txt $(addprefix -r ,$(wildcard demo/requirements.txt))
+python := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help env host test check format matrix demo clean
+
+help: ## what there is to make
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | expand -t 10
+
+env: ## .venv, up to date: this module (editable) and all that tests, checks and demo use
+	@tools/make_env.sh .venv "$(PYTHON)" $(requirements)
+
+host:
+	@tools/prepare_host.sh
+
+test: host env ## all the tests, with all the set-up they need
+	$(python) -m pytest $(PYTEST_ARGS)
+
+check: env ## format, lint, types
+	$(python) -m ruff format --check .
+	$(python) -m ruff check .
+	$(python) -m mypy
+
+format: env ## rewrite the sources in the project's format
+	$(python) -m ruff check --fix .
+	$(python) -m ruff format .
+
+matrix: host ## the tests on each supported combination of Python, inmanta-core and mitogen
+	@"$(PYTHON)" tools/matrix.py $(MATRIX_ARGS)
+
+demo: env ## an orchestrator that deploys a small model; KEEP=1 leaves it up
+	@KEEP="$(KEEP)" $(python) demo/run.py
+
+clean: ## remove all that was made here
+	rm -rf .venv .venv-matrix .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

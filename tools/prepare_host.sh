@@ -1,0 +1,37 @@
+#!/bin/sh
+# Installs the Debian packages that the tests use, where that can be done: as root, with apt.
+# Elsewhere it does nothing and says nothing; the tests that miss something say what they skip.
+set -eu
+
+packages="openssh-server openssh-client sudo opendoas zsh podman uidmap crun debootstrap
+    iproute2 acl attr util-linux procps python3 python3-venv"
+
+[ "$(id -u)" = 0 ] && command -v apt-get dpkg-query >/dev/null || exit 0
+
+# shellcheck disable=SC2086
+missing=$(
+    for package in $packages; do
+        case $(dpkg-query -W -f '${Status}' "$package" 2>/dev/null) in
+        *" installed") ;;
+        *) echo "$package" ;;
+        esac
+    done
+)
+[ -n "$missing" ] || exit 0
+
+echo "Installing what the tests use:" $missing
+export DEBIAN_FRONTEND=noninteractive
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+# The services of these packages are not for the tests, which start servers of their own.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+    printf '#!/bin/sh\nexit 101\n' >$policy
+    chmod +x $policy
+    trap 'rm -f "$log" $policy' EXIT
+fi
+# shellcheck disable=SC2086
+if ! { apt-get update -q && apt-get install -q -y --no-install-recommends $missing; } >"$log" 2>&1 </dev/null; then
+    tail -n 15 "$log" >&2
+    echo "Not all could be installed; the tests that need it will be skipped." >&2
+fi
