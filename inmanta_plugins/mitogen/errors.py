@@ -1,8 +1,9 @@
 """Every exception of the module.
 
-Catch by cause: :class:`ContextError` for a context that is written down wrongly, :class:`ConnectError`
-and :class:`PythonNotFoundError` for a host that can't be reached or has no Python where it was
-looked for, :class:`RemoteException` for a call that failed on the host or on the way to it.
+Catch by cause: :class:`ContextError` for a context that is written down wrongly,
+:class:`ConnectError` and :class:`PythonNotFoundError` for a host that can't be reached or has no
+Python where it was looked for, :class:`RemoteException` for a call that failed on the host or on
+the way to it.
 
 No text of an exception made here holds the value of a secret option.
 """
@@ -13,6 +14,7 @@ import re
 from collections.abc import Mapping
 
 import mitogen.core
+from inmanta_plugins.mitogen.options import describe_hop
 
 README_NOTE = (
     "The README of the mitogen module, section 'Python on the host', tells how to choose the"
@@ -50,9 +52,6 @@ class PythonNotFoundError(FileNotFoundError):
         found: str = "",
         missing: str | None = None,
     ) -> None:
-        # Imported late: logs and errors describe each other's things.
-        from inmanta_plugins.mitogen.logs import describe_hop
-
         self.hop = describe_hop(serialized_context)
         self.found = found
         super().__init__(
@@ -96,9 +95,7 @@ class Cause(enum.Enum):
     PASSWORD_WRONG = "Correct the password of the context."
     NOT_ALLOWED = "Check what the host allows the user to run (sudoers, doas.conf)."
     UNKNOWN_USER = "Check the username of the context: the host does not know that user."
-    TIMEOUT = (
-        "Check that the host answers; raise connect_timeout (seconds) when it is only slow."
-    )
+    TIMEOUT = "Check that the host answers; raise connect_timeout (seconds) when it is only slow."
     PROGRAM_MISSING = (
         "Install the program on the machine that has to run it, or set its path in the context."
     )
@@ -154,7 +151,7 @@ def _connect_error(cls: type[ConnectError], fields: dict[str, object]) -> Connec
     return cls(**{name: fields[name] for name in names})  # type: ignore[arg-type]  # as pickled
 
 
-class RemoteException(Exception):
+class RemoteException(Exception):  # noqa: N818  # the published name
     """
     A remote call failed: on the host, or on the way to it.
 

@@ -1,0 +1,44 @@
+"""Run Python on any host, over ssh, sudo, containers or a chain of them, with nothing installed."""
+
+from inmanta_plugins.mitogen.serialize import (
+    get_optional_relation,
+    get_resource_context,
+    serialize_context,
+)
+
+from inmanta_plugins.mitogen.connect import build_context, context_hash
+from inmanta_plugins.mitogen.errors import (
+    CallTimeoutError,
+    Cause,
+    ConnectError,
+    ContextError,
+    PythonNotFoundError,
+    RemoteException,
+)
+from inmanta_plugins.mitogen.logs import (
+    LOGGED_TRUNCATED_VALUE_ENV_VAR,
+    LOGGED_VALUE_MAX_LEN_ENV_VAR,
+    truncate_logged_value,
+)
+from inmanta_plugins.mitogen.proxy import CALL_TIMEOUT_ENV_VAR, LOGGER, FileStat, Proxy
+
+__all__ = [
+    "CALL_TIMEOUT_ENV_VAR",
+    "LOGGED_TRUNCATED_VALUE_ENV_VAR",
+    "LOGGED_VALUE_MAX_LEN_ENV_VAR",
+    "LOGGER",
+    "CallTimeoutError",
+    "Cause",
+    "ConnectError",
+    "ContextError",
+    "FileStat",
+    "Proxy",
+    "PythonNotFoundError",
+    "RemoteException",
+    "build_context",
+    "context_hash",
+    "get_optional_relation",
+    "get_resource_context",
+    "serialize_context",
+    "truncate_logged_value",
+]

@@ -1,0 +1,431 @@
+"""From a serialized context to a connected one: the router of this process and its hops.
+
+All the proxies of a process share one :class:`Hub`: one mitogen router with one broker thread. A
+hop that several contexts go through is connected once and counted; the context that a proxy runs
+its calls in is its own, since a context runs one call at a time. The hub's router starts with its
+first connection and ends with its last, and a forked child begins with a new hub.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+
+import mitogen.core
+import mitogen.master
+import mitogen.parent
+from inmanta_plugins.mitogen import interpreters
+from inmanta_plugins.mitogen.diagnose import HopLost, diagnose
+from inmanta_plugins.mitogen.options import (
+    SECRET_OPTIONS,
+    apply_host_key_policy,
+    hops_of,
+    validate_context,
+)
+
+Serialized = Mapping[str, object]
+
+# What a hop's answer may take beyond the connect_timeout that it itself watches over.
+HOP_GRACE = 5.0
+# How long an interpreter that is given up may take to leave by itself before it is cut off.
+LEAVE_TIMEOUT = 0.5
+# How long the last user of a hop waits for it to leave.
+HOP_LEAVE_TIMEOUT = 5.0
+
+
+def context_hash(serialized_context: Serialized) -> str:
+    """
+    :param serialized_context: A serialized context.
+    :return: The md5 hex digest of its JSON text with sorted keys: equal for equal contexts. A key
+        for caches, no protection of anything.
+    """
+    text = json.dumps(serialized_context, sort_keys=True)
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def build_context(
+    serialized_context: dict[str, object], *, router: mitogen.master.Router
+) -> mitogen.parent.Context:
+    """
+    Connect a context, hop by hop.
+
+    :param serialized_context: The serialized context; it is not changed.
+    :param router: The router to connect it on. It stays the caller's: contexts end when it does,
+        or by their ``shutdown()``.
+    :return: The connected context.
+    :raises ContextError: The serialized context has the wrong form; a :class:`ValueError`.
+    :raises PythonNotFoundError: A hop has no Python at its ``python_path``.
+    :raises ConnectError: A hop could not be connected; a mitogen ``StreamError``. The hops before
+        it have been ended.
+    """
+    validate_context(serialized_context)
+    link: Link | None = None
+    for hop in hops_of(apply_host_key_policy(serialized_context)):
+        try:
+            link = Link(hop, via=link, router=router)
+        except BaseException:
+            while link is not None:
+                link.end(HOP_LEAVE_TIMEOUT)
+                link = link.via
+            raise
+    assert link is not None  # a valid context has at least itself for a hop
+    return link.context
+
+
+def mitogen_options(hop: Serialized) -> dict[str, object]:
+    """
+    :param hop: A serialized context.
+    :return: What mitogen's ``Router.connect`` takes for it, without the method and the hop before.
+    """
+    options = {
+        key: value
+        for key, value in hop.items()
+        if value is not None and key not in ("method_name", "name", "via")
+    }
+    for key in SECRET_OPTIONS & options.keys():
+        # Masks itself wherever mitogen, here or on a hop, logs the arguments of a connection.
+        options[key] = mitogen.core.Secret(options[key])
+    if interpreters.is_auto(options.get("python_path")):
+        options["python_path"] = interpreters.auto_command()
+    options["name"] = hop.get("name") or None
+    return options
+
+
+class Link:
+    """
+    One connected hop: whether it lives, and how it is ended.
+
+    :param hop: The serialized context of the hop.
+    :param via: The hop before it, None for one that is next to the agent.
+    :param router: The router to connect it on.
+    :raises PythonNotFoundError: The hop has no Python at its ``python_path``.
+    :raises ConnectError: The hop could not be connected.
+    """
+
+    def __init__(
+        self, hop: Serialized, *, via: "Link | None", router: mitogen.master.Router
+    ) -> None:
+        self.via = via
+        self.router = router
+        self._pid = os.getpid()
+        self._gone = threading.Event()
+        # A hop runs one call at a time: its deadline must not start while it serves another.
+        self._connecting = threading.Lock()
+        self.context = self._connect(hop)
+        mitogen.core.listen(self.context, "disconnect", self._gone.set)
+        if self._stream() is None:
+            self._gone.set()  # it went before anyone listened
+
+    def _connect(self, hop: Serialized) -> mitogen.parent.Context:
+        method = str(hop["method_name"])
+        options = mitogen_options(hop)
+        start = functools.partial(self._start, method)
+        try:
+            return start(options)
+        except (mitogen.core.Error, OSError) as error:
+            failure = error
+
+        def probe() -> str:
+            requested = self._python_argv(method, options)
+            if requested:
+                try:
+                    start(options | {"python_path": interpreters.probe_command(requested)})
+                except (mitogen.core.Error, OSError) as report:
+                    return str(report)
+            return ""
+
+        # From None: the diagnosis holds what came back, and mitogen's own text is a stream dump.
+        raise diagnose(hop, failure, probe) from None
+
+    def _python_argv(self, method: str, options: Mapping[str, object]) -> list[str]:
+        """What mitogen starts for the interpreter; empty where only the hop before knows that."""
+        argv = options.get("python_path")
+        if not argv:
+            argv = mitogen.parent.get_connection_class(method).options_class.python_path
+            if self.via is not None and argv == mitogen.parent.Options.python_path:
+                return []
+        return list(argv) if isinstance(argv, list | tuple) else [str(argv)]
+
+    def _start(self, method: str, options: dict[str, object]) -> mitogen.parent.Context:
+        if self.via is None:
+            return self.router.connect(method, **options)
+        deadline = _seconds(options) + HOP_GRACE
+        with self.via.serving(deadline) as via:
+            return self.router.connect(method, via=via, **options)
+
+    @contextlib.contextmanager
+    def serving(self, seconds: float) -> Iterator["_BoundedHop"]:
+        """Hold this hop for one connection through it; one that doesn't answer is cut off."""
+        with self._connecting:
+            try:
+                yield _BoundedHop(self.context, seconds)
+            except mitogen.core.TimeoutError:
+                self.cut_if_silent()
+                raise HopLost(f"it did not answer for {seconds:.0f} seconds") from None
+
+    def cut_if_silent(self) -> None:
+        """Cut this link, and each one before it that doesn't answer a simple call either."""
+        self.cut()
+        link = self.via
+        while link is not None and not link._connecting.locked():
+            with link._connecting:
+                try:
+                    _BoundedHop(link.context, 2.0).call(os.getpid)
+                    return
+                except mitogen.core.Error:
+                    link.cut()
+            link = link.via
+
+    @property
+    def alive(self) -> bool:
+        """Whether it was connected by this process and has not been seen to end."""
+        return self._pid == os.getpid() and not self._gone.is_set()
+
+    def _stream(self) -> mitogen.core.Stream | None:
+        return self.router.stream_by_id(self.context.context_id)
+
+    def end(self, timeout: float) -> bool:
+        """
+        Ask the interpreter to leave; cut it off when it doesn't.
+
+        :param timeout: How long it may take, in seconds.
+        :return: Whether it left by itself in time.
+        """
+        if not self.alive:
+            return True
+        self.context.shutdown(wait=False)
+        left = self._gone.wait(timeout)
+        if not left:
+            self.cut()
+        return left
+
+    def cut(self) -> None:
+        """End the link on this side, whatever the host does."""
+        stream = self._stream()
+        if stream is not None and stream.protocol.remote_id == self.context.context_id:
+            # Ends the ssh client, the sudo, … that mitogen started for it, too.
+            self.router.disconnect_stream(stream)
+        self._gone.set()
+
+
+def _seconds(options: Mapping[str, object]) -> float:
+    timeout = options.get("connect_timeout") or mitogen.parent.Options.connect_timeout
+    return float(timeout)  # type: ignore[arg-type]  # a number, the context is valid
+
+
+class _BoundedHop:
+    """
+    Stands in for the hop in mitogen's ``Router.connect(via=…)``, which would wait without end for
+    one that hangs.
+    """
+
+    def __init__(self, context: mitogen.parent.Context, seconds: float) -> None:
+        self.name = context.name
+        self._context = context
+        self._seconds = seconds
+
+    def call(self, function: Callable[..., object], **kwargs: object) -> object:
+        receiver = self._context.call_async(function, **kwargs)
+        try:
+            return receiver.get(timeout=self._seconds).unpickle(throw_dead=False)
+        except mitogen.core.TimeoutError:
+            receiver.close()
+            raise
+
+
+class _SharedHop:
+    """A hop, how many use it, and the hop before it."""
+
+    def __init__(self) -> None:
+        self.users = 0
+        self.via: _SharedHop | None = None
+        self.link: Future[Link] = Future()
+
+    @property
+    def lost(self) -> bool:
+        if not self.link.done():
+            return False
+        return self.link.exception() is not None or not self.link.result().alive
+
+
+class Connection:
+    """A proxy's own context together with its share of the hops before it; made by a hub."""
+
+    def __init__(self, hub: "Hub", link: Link, via: _SharedHop | None) -> None:
+        self._hub = hub
+        self._via = via
+        self.link = link
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether calls can be sent through it, as far as this side knows."""
+        return self.link.alive
+
+    def close(self, timeout: float) -> bool:
+        """
+        End it. Closing it again does nothing.
+
+        :param timeout: How long the host may take, in seconds.
+        :return: Whether the host left by itself in time; False when it had to be cut off.
+        """
+        with self._lock:
+            if self._closed:
+                return True
+            self._closed = True
+        left = self.link.end(timeout)
+        self._hub.leave(self._via)
+        return left
+
+
+class Hub:
+    """The router of a process, the hops on it, and the count of those who use them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._router: mitogen.master.Router | None = None
+        self._users = 0
+        self._hops: dict[str, _SharedHop] = {}
+
+    def open(self, serialized_context: Serialized) -> Connection:
+        """
+        Connect a context of its own for the caller, through shared hops.
+
+        :param serialized_context: A serialized context.
+        :return: The connection; the caller closes it.
+        :raises ContextError: The serialized context has the wrong form.
+        :raises PythonNotFoundError: A hop has no Python at its ``python_path``.
+        :raises ConnectError: A hop could not be connected.
+        """
+        validate_context(serialized_context)
+        hop = apply_host_key_policy(serialized_context)
+        router = self._enter()
+        via: _SharedHop | None = None
+        try:
+            via = self._acquire(hop.get("via"), router)
+            return Connection(self, Link(hop, via=via and via.link.result(), router=router), via)
+        except BaseException:
+            self.leave(via)
+            raise
+
+    def _enter(self) -> mitogen.master.Router:
+        with self._lock:
+            if self._router is None:
+                # No watcher: it would end the broker with the thread that happens to come first.
+                broker = mitogen.master.Broker(install_watcher=False)
+                self._router = mitogen.master.Router(broker)
+                self._router.unidirectional = True
+            self._users += 1
+            return self._router
+
+    def leave(self, via: _SharedHop | None) -> None:
+        """Give back a share of the hops and of the router; the last to leave ends them."""
+        self._release(via)
+        with self._lock:
+            self._users -= 1
+            router = self._router
+            if self._users or router is None:
+                return
+            self._router = None
+        _end_router(router)
+
+    def _acquire(self, serialized: object, router: mitogen.master.Router) -> _SharedHop | None:
+        if not isinstance(serialized, Mapping):
+            return None
+        key = context_hash(serialized)
+        with self._lock:
+            hop = self._hops.get(key)
+            first = hop is None or hop.lost
+            if hop is None or first:
+                hop = self._hops[key] = _SharedHop()
+            hop.users += 1
+        if first:
+            try:
+                hop.via = self._acquire(serialized.get("via"), router)
+                via = hop.via and hop.via.link.result()
+                hop.link.set_result(Link(serialized, via=via, router=router))
+            except BaseException as error:
+                hop.link.set_exception(error)
+        try:
+            hop.link.result()
+        except BaseException:
+            self._release(hop)
+            raise
+        return hop
+
+    def _release(self, hop: _SharedHop | None) -> None:
+        while hop is not None:
+            with self._lock:
+                hop.users -= 1
+                if hop.users:
+                    return
+                for key in [key for key, other in self._hops.items() if other is hop]:
+                    del self._hops[key]
+            if not hop.lost:
+                hop.link.result().end(HOP_LEAVE_TIMEOUT)
+            hop = hop.via
+
+    def end(self) -> None:
+        """End the router at once, with all that is connected on it."""
+        with self._lock:
+            router, self._router = self._router, None
+        if router is not None:
+            _end_router(router)
+
+
+def _end_router(router: mitogen.master.Router) -> None:
+    router.broker.shutdown()
+    router.broker.join()
+
+
+_hub = Hub()
+# Proxies that a forked child inherits: their locks may be held by threads that it has not.
+_inherited: weakref.WeakSet["ForkAware"] = weakref.WeakSet()
+
+
+class ForkAware:
+    """What holds locks that a forked child must not inherit as they are."""
+
+    def after_fork_in_child(self) -> None:
+        """Put new locks in the place of those that another thread may hold."""
+        raise NotImplementedError
+
+
+def hub() -> Hub:
+    """
+    :return: The hub of this process.
+    """
+    return _hub
+
+
+def watch_forks(what: ForkAware) -> None:
+    """
+    :param what: Told in each child that this process forks, for as long as it lives.
+    """
+    _inherited.add(what)
+
+
+def _after_fork_in_child() -> None:
+    global _hub
+    _hub = Hub()
+    # What mitogen itself does in a child that it forks: the descriptors are the parent's.
+    mitogen.core.Latch._on_fork()
+    mitogen.core.Side._on_fork()
+    for what in list(_inherited):
+        what.after_fork_in_child()
+
+
+def _end_at_exit() -> None:
+    """End the broker of a process that exits with connections open: Python waits for threads."""
+    # Private, and the only hook that runs before Python waits; concurrent.futures rests on it.
+    threading._register_atexit(lambda: hub().end())  # type: ignore[attr-defined]  # not in typeshed
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+_end_at_exit()

@@ -1,0 +1,508 @@
+"""A host as a handler sees it: a connection that runs functions there."""
+
+import logging
+import math
+import os
+import shutil
+import threading
+import time
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, Self, TypedDict, TypeVar, cast
+
+import inmanta.agent.handler
+
+import inmanta_mitogen
+import inmanta_mitogen.calls
+import mitogen.core
+import mitogen.parent
+from inmanta_plugins.mitogen import calls, connect
+from inmanta_plugins.mitogen.errors import (
+    CallTimeoutError,
+    ConnectError,
+    ContextError,
+    PythonNotFoundError,
+    RemoteException,
+)
+from inmanta_plugins.mitogen.logs import truncate_logged_value
+from inmanta_plugins.mitogen.options import describe_context
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LOGGER = logging.getLogger("inmanta_plugins.mitogen")
+
+CALL_TIMEOUT_ENV_VAR = "INMANTA_MITOGEN_CALL_TIMEOUT"
+
+
+class FileStat(TypedDict):
+    """Who owns a file and what they may do with it."""
+
+    owner: str
+    """The name of the user, or the number as text where the host has no name for it."""
+    group: str
+    """The name of the group, or the number as text where the host has no name for it."""
+    permissions: int
+    """The digits of the octal mode, read as decimal: 644 for ``0o644``, 4755 for ``0o4755``."""
+
+
+def default_call_timeout() -> float | None:
+    """
+    :return: The seconds that the environment variable INMANTA_MITOGEN_CALL_TIMEOUT gives to each
+        remote call; None when it is unset or empty.
+    :raises ContextError: It is no positive number.
+    """
+    text = os.environ.get(CALL_TIMEOUT_ENV_VAR, "").strip()
+    if not text:
+        return None
+    try:
+        return checked_call_timeout(float(text))
+    except ValueError:
+        raise ContextError(
+            f"The environment variable {CALL_TIMEOUT_ENV_VAR} is {text!r}: set it to the seconds"
+            " that a remote call may take, a number above 0, or unset it for no limit."
+        ) from None
+
+
+def checked_call_timeout(seconds: float) -> float:
+    """
+    :param seconds: What a remote call may take.
+    :return: The same.
+    :raises ValueError: It is not above 0, or no finite number.
+    """
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ValueError(f"call_timeout is {seconds!r}: it must be a number of seconds above 0")
+    return float(seconds)
+
+
+def _name_of(serialized_context: object) -> str:
+    """What a context goes by in logs: its name, or where it is. It may not be checked yet."""
+    if not isinstance(serialized_context, Mapping):
+        return f"a {type(serialized_context).__name__} in the place of a context"
+    return str(serialized_context.get("name") or describe_context(serialized_context))
+
+
+class _Call:
+    """One remote call under way: what was asked, since when, and where the answer will come."""
+
+    def __init__(
+        self,
+        function: Callable[..., object],
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        call_timeout: float | None,
+    ) -> None:
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+        self.started = time.monotonic()
+        self.deadline = None if call_timeout is None else self.started + call_timeout
+        self.call_timeout = call_timeout
+        self.receiver: mitogen.core.Receiver | None = None
+        self.connection: connect.Connection | None = None
+
+    @property
+    def remaining(self) -> float | None:
+        """The seconds left for it, None for no limit."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+
+class Proxy(connect.ForkAware):
+    """
+    Runs functions in the Python of a host, and logs each call.
+
+    A proxy may be used by several threads; its host runs one call at a time. When the connection
+    is lost between calls (the host rebooted, a hop was killed), the next call connects again
+    first. A call that may have reached the host is never repeated by itself.
+
+    :param serialized_context: Where to: what :func:`serialize_context` makes of a context.
+    :param logger: Gets one DEBUG record for each remote call; by default the logger
+        ``inmanta_plugins.mitogen``. The attribute of the same name may be set at any time: handlers
+        set it to the context of the resource at hand.
+    :param call_timeout: The seconds a remote call may take, in whole: beyond it the call raises
+        :class:`CallTimeoutError` and its interpreter is given up. None, the default, takes the
+        environment variable INMANTA_MITOGEN_CALL_TIMEOUT; without that too there is no limit.
+    :raises ValueError: `call_timeout`, or the variable, is no number of seconds above 0.
+    """
+
+    def __init__(
+        self,
+        serialized_context: dict[str, object],
+        *,
+        logger: inmanta.agent.handler.LoggerABC | None = None,
+        call_timeout: float | None = None,
+    ) -> None:
+        self.serialized_context = serialized_context
+        self.logger: inmanta.agent.handler.LoggerABC = logger or inmanta.agent.handler.PythonLogger(
+            LOGGER
+        )
+        self.call_timeout = (
+            default_call_timeout() if call_timeout is None else checked_call_timeout(call_timeout)
+        )
+        self._name = _name_of(serialized_context)
+        self._connection: connect.Connection | None = None
+        self._new_locks()
+        connect.watch_forks(self)
+
+    def __repr__(self) -> str:
+        state = "open" if self._connection is not None else "closed"
+        return f"<{type(self).__name__} {self._name} {state}>"
+
+    def _new_locks(self) -> None:
+        self._lock = threading.RLock()
+        # Counts attempts to reconnect, with the outcome of the last: threads that waited for one
+        # while it failed share its failure, and do not each wait for a dead host in turn.
+        self._revivals = 0
+        self._revival_error: Exception | None = None
+
+    def after_fork_in_child(self) -> None:
+        """Forget the locks of the parent process; the next call connects for this one."""
+        self._new_locks()
+
+    # The connection
+
+    @property
+    def context(self) -> mitogen.parent.Context:
+        """
+        The mitogen context of the open connection.
+
+        :raises RuntimeError: The proxy is not connected.
+        """
+        return self._opened().link.context
+
+    def _opened(self) -> connect.Connection:
+        connection = self._connection
+        if connection is None:
+            raise RuntimeError(
+                f"The proxy for {self._name} is not connected: call connect() first, or use it as a"
+                " context manager."
+            )
+        return connection
+
+    def connect(self, *, exists_ok: bool = False) -> mitogen.parent.Context:
+        """
+        Open the connection.
+
+        :param exists_ok: Accept that it is open already, and leave it as it is.
+        :return: The mitogen context of the connection.
+        :raises RuntimeError: It is open already and `exists_ok` is false.
+        :raises ContextError: The serialized context has the wrong form; a :class:`ValueError`.
+        :raises PythonNotFoundError: A hop has no Python at its ``python_path``.
+        :raises ConnectError: A hop could not be connected; a mitogen ``StreamError``.
+        """
+        with self._lock:
+            if self._connection is not None:
+                if not exists_ok:
+                    raise RuntimeError(
+                        f"The proxy for {self._name} is connected already: pass exists_ok=True to"
+                        " share the connection, or use the context attribute."
+                    )
+                return self._connection.link.context
+            self.logger.debug("Connecting to %(context_name)s", context_name=self._name)
+            self._connection = connect.hub().open(self.serialized_context)
+            return self._connection.link.context
+
+    def disconnect(self, *, timeout: float = 10.0, best_effort: bool = False) -> None:
+        """
+        Close the connection; does nothing when it is closed.
+
+        Afterwards nothing of it is left on this side, even when an exception is raised.
+
+        :param timeout: How long the host may take to end its interpreter, in seconds.
+        :param best_effort: Accept that it doesn't in time.
+        :raises TimeoutError: The host did not end it in time, and `best_effort` is false.
+        """
+        with self._lock:
+            connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        self.logger.debug("Disconnecting from %(context_name)s", context_name=self._name)
+        if not connection.close(timeout) and not best_effort:
+            raise TimeoutError(
+                f"{self._name} did not end its interpreter within {timeout} seconds; the"
+                " connection has been cut."
+            )
+
+    def __enter__(self) -> Self:
+        self.connect()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        # An exception under way says more than a slow goodbye.
+        self.disconnect(best_effort=exc_type is not None)
+
+    def _living(self) -> connect.Connection:
+        """The open connection, made anew when it was lost."""
+        connection = self._opened()
+        if connection.alive:
+            return connection
+        seen = self._revivals
+        with self._lock:
+            connection = self._opened()
+            if connection.alive:
+                return connection
+            if self._revivals != seen and self._revival_error is not None:
+                raise RemoteException(self._revival_error)
+            self._revivals += 1
+            self.logger.debug(
+                "The connection to %(context_name)s was lost, connecting again",
+                context_name=self._name,
+            )
+            try:
+                self._connection = connect.hub().open(self.serialized_context)
+            except (ConnectError, PythonNotFoundError) as error:
+                self._revival_error = error
+                raise RemoteException(error) from error
+            self._revival_error = None
+            connection.close(0.0)
+            return self._connection
+
+    def _give_up(self, connection: connect.Connection) -> None:
+        """Part from an interpreter that doesn't answer; the next call gets a new one."""
+        connection.link.end(connect.LEAVE_TIMEOUT)
+
+    # Calls
+
+    def remote_call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """
+        Call a function in the Python of the host.
+
+        :param function: A function at the top level of a module (or a static or class method there)
+            that the host can import: from its standard library, or from the agent, for a module
+            that needs nothing but the standard library.
+        :param args: Positional arguments: None, str, bytes, int, float, bool, and list, tuple, set
+            and dict of these.
+        :param kwargs: Keyword arguments, likewise.
+        :return: The result; it may hold the same types.
+        :raises RuntimeError: The proxy is not connected.
+        :raises TypeError: The function can't be found from a host, or an argument can't travel.
+        :raises ValueError: The arguments take more than a message may carry (128 MiB).
+        :raises RemoteException: The function raised, the host was lost or can't be reached again.
+        :raises CallTimeoutError: The call took longer than `call_timeout`.
+        """
+        return cast(T, self._finish(self._begin(function, args, kwargs)))
+
+    def _begin(
+        self, function: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> _Call:
+        call = _Call(function, args, kwargs, self.call_timeout)
+        try:
+            self._send(call)
+        except RemoteException as error:
+            self._log(call, exception=error)
+            raise
+        return call
+
+    def _send(self, call: _Call) -> None:
+        connection = self._living()
+        message = calls.request(
+            call.function, call.args, call.kwargs, connection.link.router.max_message_size
+        )
+        call.receiver = connection.link.context.send_async(message)
+        call.connection = connection
+
+    def _finish(self, call: _Call) -> object:
+        try:
+            try:
+                result = self._wait(call)
+            except calls.NotDeliveredError:
+                # The connection had ended, unseen until now: this is its revival.
+                self._send(call)
+                result = self._wait(call)
+        except RemoteException as error:
+            self._log(call, exception=error)
+            raise
+        self._log(call, result=result)
+        return result
+
+    def _wait(self, call: _Call) -> object:
+        receiver, connection = call.receiver, call.connection
+        assert receiver is not None  # set by _send
+        assert connection is not None
+        try:
+            answer = receiver.get(timeout=call.remaining, throw_dead=False)
+        except mitogen.core.TimeoutError:
+            self._give_up(connection)
+            raise CallTimeoutError(
+                TimeoutError(
+                    f"{calls.function_name(call.function)} did not end on {self._name} within"
+                    f" {call.call_timeout} seconds (call_timeout); its interpreter has been given"
+                    " up, whether it ran to its end is not known"
+                )
+            ) from None
+        except mitogen.core.ChannelError as error:
+            raise RemoteException(error) from error
+        return calls.result_of(call.function, answer)
+
+    def _log(self, call: _Call, **outcome: object) -> None:
+        key, value = next(iter(outcome.items()))
+        self.logger.debug(
+            f"Calling function %(function)s in context %(context_name)s: %({key})s",
+            function=calls.function_name(call.function),
+            context_name=self._name,
+            args=[truncate_logged_value(arg) for arg in call.args],
+            kwargs={name: truncate_logged_value(arg) for name, arg in call.kwargs.items()},
+            duration=round(time.monotonic() - call.started, 6),
+            **{key: truncate_logged_value(str(value) if key == "exception" else value)},
+        )
+
+    # Files and commands
+
+    def chmod(self, path: str, permissions: str) -> None:
+        """
+        Set the mode of a file or directory.
+
+        :param path: Its path; a symlink is followed.
+        :param permissions: The mode in octal, e.g. ``"644"`` or ``"4755"``.
+        :raises ValueError: `permissions` is no octal number.
+        :raises RemoteException: The host could not do it.
+        """
+        self.remote_call(os.chmod, path, int(permissions, 8))
+
+    def chown(
+        self, path: str, user: str | int | None = None, group: str | int | None = None
+    ) -> None:
+        """
+        Set the owner of a file or directory.
+
+        :param path: Its path; a symlink is followed.
+        :param user: A name or number; None leaves it as it is.
+        :param group: A name or number; None leaves it as it is.
+        :raises RemoteException: The host could not do it, or both are None.
+        """
+        # Typeshed has an overload for each combination of names and numbers.
+        self.remote_call(cast(Callable[..., None], shutil.chown), path, user, group)
+
+    def file_exists(self, path: str) -> bool:
+        """
+        :param path: A path.
+        :return: Whether anything is there: a symlink counts, even one that leads nowhere.
+        :raises RemoteException: The host could not be asked.
+        """
+        return self.remote_call(inmanta_mitogen.lexists, path)
+
+    def file_stat(self, path: str) -> FileStat:
+        """
+        :param path: The path of a file or directory; a symlink is followed.
+        :return: Its owner, group and permissions.
+        :raises RemoteException: Nothing is there, or the host could not be asked.
+        """
+        return cast(FileStat, self.remote_call(inmanta_mitogen.file_stat, path))
+
+    def hash_file(self, path: str) -> str:
+        """
+        :param path: The path of a file; a symlink is followed.
+        :return: The sha1 of its content, in hexadecimal.
+        :raises RemoteException: It can't be read.
+        """
+        return self.remote_call(inmanta_mitogen.hash_file, path)
+
+    def is_symlink(self, path: str) -> bool:
+        """
+        :param path: A path.
+        :return: Whether a symlink is there.
+        :raises RemoteException: The host could not be asked.
+        """
+        return self.remote_call(inmanta_mitogen.islink, path)
+
+    def mkdir(self, path: str) -> None:
+        """
+        Make a directory.
+
+        :param path: Its path; the parent directory must exist.
+        :raises RemoteException: The host could not do it.
+        """
+        self.remote_call(os.mkdir, path)
+
+    def put(self, path: str, content: bytes) -> None:
+        """
+        Write a file: see :func:`inmanta_mitogen.put` for what is kept and what is promised.
+
+        :param path: Its path; a symlink is followed, and stays.
+        :param content: All of its content.
+        :raises RemoteException: The host could not do it; the old content is untouched.
+        """
+        self.remote_call(inmanta_mitogen.put, path, content)
+
+    def read(self, path: str) -> str:
+        """
+        :param path: The path of a file with UTF-8 text.
+        :return: The text.
+        :raises RemoteException: It can't be read, or is no UTF-8.
+        """
+        return self.remote_call(inmanta_mitogen.read, path)
+
+    def read_binary(self, path: str) -> bytes:
+        """
+        :param path: The path of a file.
+        :return: Its content.
+        :raises RemoteException: It can't be read.
+        """
+        return self.remote_call(inmanta_mitogen.read_binary, path)
+
+    def readlink(self, path: str) -> str:
+        """
+        :param path: The path of a symlink.
+        :return: What it points to, as it is written there.
+        :raises RemoteException: No symlink is there.
+        """
+        return self.remote_call(os.readlink, path)
+
+    def remove(self, path: str) -> None:
+        """
+        Remove a file or symlink.
+
+        :param path: Its path; no directory.
+        :raises RemoteException: The host could not do it.
+        """
+        self.remote_call(os.remove, path)
+
+    def rmdir(self, path: str) -> None:
+        """
+        Remove a directory with all that is in it.
+
+        :param path: Its path; no symlink.
+        :raises RemoteException: The host could not do it.
+        """
+        self.remote_call(cast(Callable[[str], None], shutil.rmtree), path)
+
+    def run(
+        self,
+        command: str,
+        arguments: list[str] = [],  # noqa: B006  # the published signature; never changed
+        env: dict[str, str] | None = None,
+        cwd: str | None = None,
+        timeout: int | None = None,
+        *,
+        stdin: bytes | str | None = None,
+    ) -> tuple[str, str, int]:
+        """
+        Run a command and wait for its end: see :func:`inmanta_mitogen.run`.
+
+        :param command: The program; without a slash it is looked for on the PATH.
+        :param arguments: Its arguments.
+        :param env: Added to the environment. An inherited PYTHONPATH is dropped unless set here.
+        :param cwd: The directory to run it in; None for that of the host's interpreter.
+        :param timeout: The seconds it may take; then it is killed with all its children.
+        :param stdin: What it reads from its standard input.
+        :return: What it wrote to standard output and standard error, both stripped of white space
+            at the ends, and its exit status (the negative number of the signal that ended it).
+        :raises RemoteException: It could not be started, or took longer than `timeout`.
+        """
+        given = {} if stdin is None else {"stdin": stdin}
+        return self.remote_call(inmanta_mitogen.run, command, arguments, env, cwd, timeout, **given)
+
+    def symlink(self, source: str, target: str) -> None:
+        """
+        Make a symlink.
+
+        :param source: What it points to.
+        :param target: Its own path.
+        :raises RemoteException: The host could not do it.
+        """
+        self.remote_call(os.symlink, source, target)
