@@ -9,7 +9,7 @@ import mitogen.core
 PICKLE_PROTOCOL = 4
 
 
-@mitogen.core.takes_econtext
+@mitogen.core.takes_econtext  # type: ignore[untyped-decorator]  # mitogen is not typed
 def call(
     module: str, qualname: str, args: Tuple[Any, ...], kwargs: Dict[str, Any], econtext: Any
 ) -> mitogen.core.Message:
@@ -56,7 +56,7 @@ def _with_context_arguments(function: Any, kwargs: Dict[str, Any], econtext: Any
     return kwargs
 
 
-@mitogen.core.takes_econtext
+@mitogen.core.takes_econtext  # type: ignore[untyped-decorator]  # mitogen is not typed
 def cut(context_id: int, econtext: Any) -> None:
     """
     End the connection to an interpreter that was started from this one.

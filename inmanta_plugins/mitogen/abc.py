@@ -108,7 +108,7 @@ class Handler(inmanta.agent.handler.HandlerAPI[R], Generic[R]):
         super().post(ctx, resource)
 
 
-class ResourceABC(Resource, inmanta.resources.PurgeableResource):
+class ResourceABC(Resource, inmanta.resources.PurgeableResource):  # type: ignore[misc]  # inmanta merges the fields
     """A resource with a ``via`` that can be purged."""
 
 

@@ -208,8 +208,11 @@ class Link:
         """End the link on this side, whatever the host does."""
         stream = self._stream()
         if stream is not None and stream.protocol.remote_id == self.context.context_id:
-            # Ends the ssh client, the sudo, … that mitogen started for it, too.
             self.router.disconnect_stream(stream)
+            # The interpreter, or the ssh client, the sudo, … that mitogen started for it. Mitogen
+            # would end it as well, but politely first, and the broker waits for that.
+            with contextlib.suppress(OSError):
+                stream.conn.proc.kill()
         self._gone.set()
 
 
@@ -245,6 +248,11 @@ class _SharedHop:
         self.users = 0
         self.via: _SharedHop | None = None
         self.link: Future[Link] = Future()
+
+    @staticmethod
+    def link_of(hop: "_SharedHop | None") -> Link | None:
+        """The link of a hop that is connected; None for none."""
+        return None if hop is None else hop.link.result()
 
     @property
     def lost(self) -> bool:
@@ -309,7 +317,7 @@ class Hub:
         via: _SharedHop | None = None
         try:
             via = self._acquire(hop.get("via"), router)
-            return Connection(self, Link(hop, via=via and via.link.result(), router=router), via)
+            return Connection(self, Link(hop, via=_SharedHop.link_of(via), router=router), via)
         except BaseException:
             self.leave(via)
             raise
@@ -348,8 +356,8 @@ class Hub:
         if first:
             try:
                 hop.via = self._acquire(serialized.get("via"), router)
-                via = hop.via and hop.via.link.result()
-                hop.link.set_result(Link(serialized, via=via, router=router))
+                before = _SharedHop.link_of(hop.via)
+                hop.link.set_result(Link(serialized, via=before, router=router))
             except BaseException as error:
                 hop.link.set_exception(error)
         try:

@@ -119,7 +119,7 @@ _SIGN_PATTERNS = tuple(
 _NOT_STARTED = re.compile(r"Child start failed: (?P<why>.*?)\. Command was: ", re.DOTALL)
 
 
-class HopLost(mitogen.core.StreamError):
+class HopLost(mitogen.core.StreamError):  # type: ignore[misc]  # mitogen is not typed
     """The hop before the one to connect hung or went."""
 
 

@@ -110,7 +110,7 @@ class Cause(enum.Enum):
     OTHER = "Read what came back; run the same command by hand from the agent to see it live."
 
 
-class ConnectError(mitogen.core.StreamError):
+class ConnectError(mitogen.core.StreamError):  # type: ignore[misc]  # mitogen is not typed
     """
     A hop of a context could not be connected.
 

@@ -16,7 +16,14 @@ import inmanta_mitogen
 import inmanta_mitogen.calls
 import mitogen.core
 import mitogen.parent
-from inmanta_plugins.mitogen import calls, connect
+from inmanta_plugins.mitogen import calls
+from inmanta_plugins.mitogen.connect import (
+    LEAVE_TIMEOUT,
+    Connection,
+    ForkAware,
+    hub,
+    watch_forks,
+)
 from inmanta_plugins.mitogen.errors import (
     CallTimeoutError,
     ConnectError,
@@ -99,7 +106,7 @@ class _Call:
         self.deadline = None if call_timeout is None else self.started + call_timeout
         self.call_timeout = call_timeout
         self.receiver: mitogen.core.Receiver | None = None
-        self.connection: connect.Connection | None = None
+        self.connection: Connection | None = None
 
     @property
     def remaining(self) -> float | None:
@@ -107,7 +114,7 @@ class _Call:
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
 
-class Proxy(connect.ForkAware):
+class Proxy(ForkAware):
     """
     Runs functions in the Python of a host, and logs each call.
 
@@ -140,9 +147,9 @@ class Proxy(connect.ForkAware):
             default_call_timeout() if call_timeout is None else checked_call_timeout(call_timeout)
         )
         self._name = _name_of(serialized_context)
-        self._connection: connect.Connection | None = None
+        self._connection: Connection | None = None
         self._new_locks()
-        connect.watch_forks(self)
+        watch_forks(self)
 
     def __repr__(self) -> str:
         state = "open" if self._connection is not None else "closed"
@@ -170,7 +177,7 @@ class Proxy(connect.ForkAware):
         """
         return self._opened().link.context
 
-    def _opened(self) -> connect.Connection:
+    def _opened(self) -> Connection:
         connection = self._connection
         if connection is None:
             raise RuntimeError(
@@ -199,7 +206,7 @@ class Proxy(connect.ForkAware):
                     )
                 return self._connection.link.context
             self.logger.debug("Connecting to %(context_name)s", context_name=self._name)
-            self._connection = connect.hub().open(self.serialized_context)
+            self._connection = hub().open(self.serialized_context)
             return self._connection.link.context
 
     def disconnect(self, *, timeout: float = 10.0, best_effort: bool = False) -> None:
@@ -236,7 +243,7 @@ class Proxy(connect.ForkAware):
         # An exception under way says more than a slow goodbye.
         self.disconnect(best_effort=exc_type is not None)
 
-    def _living(self) -> connect.Connection:
+    def _living(self) -> Connection:
         """The open connection, made anew when it was lost."""
         connection = self._opened()
         if connection.alive:
@@ -254,7 +261,7 @@ class Proxy(connect.ForkAware):
                 context_name=self._name,
             )
             try:
-                self._connection = connect.hub().open(self.serialized_context)
+                self._connection = hub().open(self.serialized_context)
             except (ConnectError, PythonNotFoundError) as error:
                 self._revival_error = error
                 raise RemoteException(error) from error
@@ -262,9 +269,9 @@ class Proxy(connect.ForkAware):
             connection.close(0.0)
             return self._connection
 
-    def _give_up(self, connection: connect.Connection) -> None:
+    def _give_up(self, connection: Connection) -> None:
         """Part from an interpreter that doesn't answer; the next call gets a new one."""
-        connection.link.end(connect.LEAVE_TIMEOUT)
+        connection.link.end(LEAVE_TIMEOUT)
 
     # Calls
 
@@ -340,15 +347,17 @@ class Proxy(connect.ForkAware):
         return calls.result_of(call.function, answer)
 
     def _log(self, call: _Call, **outcome: object) -> None:
-        key, value = next(iter(outcome.items()))
+        ((key, value),) = outcome.items()
+        record: dict[str, Any] = {
+            "function": calls.function_name(call.function),
+            "context_name": self._name,
+            "args": [truncate_logged_value(arg) for arg in call.args],
+            "kwargs": {name: truncate_logged_value(arg) for name, arg in call.kwargs.items()},
+            "duration": round(time.monotonic() - call.started, 6),
+            key: truncate_logged_value(str(value) if key == "exception" else value),
+        }
         self.logger.debug(
-            f"Calling function %(function)s in context %(context_name)s: %({key})s",
-            function=calls.function_name(call.function),
-            context_name=self._name,
-            args=[truncate_logged_value(arg) for arg in call.args],
-            kwargs={name: truncate_logged_value(arg) for name, arg in call.kwargs.items()},
-            duration=round(time.monotonic() - call.started, 6),
-            **{key: truncate_logged_value(str(value) if key == "exception" else value)},
+            f"Calling function %(function)s in context %(context_name)s: %({key})s", **record
         )
 
     # Files and commands

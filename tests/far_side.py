@@ -1,0 +1,63 @@
+"""Functions that tests run on a host. They need nothing but the standard library."""
+
+import os
+import signal
+import time
+
+
+def echo(*args, **kwargs):
+    return [list(args), kwargs]
+
+
+def pid():
+    return os.getpid()
+
+
+def parent_pid():
+    return os.getppid()
+
+
+def fail(text):
+    raise ValueError(text)
+
+
+def nap(seconds):
+    time.sleep(seconds)
+    return seconds
+
+
+def slow_echo(value, seconds):
+    time.sleep(seconds)
+    return value
+
+
+def note_and_die(path):
+    """Leaves a trace of having run, and takes the interpreter with it."""
+    with open(path, "a") as file:
+        file.write("ran\n")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def unsendable():
+    return (number for number in range(3))
+
+
+def unreadable():
+    return complex(1, 2)
+
+
+def large(size):
+    return b"x" * size
+
+
+class Holder:
+    @staticmethod
+    def static(value):
+        return value
+
+    @classmethod
+    def name(cls):
+        return cls.__name__
+
+    def method(self):
+        return "never reached"

@@ -1,0 +1,510 @@
+"""What a proxy promises to handlers, shown on a real interpreter of this machine."""
+
+import collections.abc
+import concurrent.futures
+import logging
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+
+import far_side
+import mitogen.core
+import pytest
+import support
+
+import inmanta.agent.handler
+from inmanta_plugins.mitogen import (
+    CALL_TIMEOUT_ENV_VAR,
+    CallTimeoutError,
+    ContextError,
+    Proxy,
+    PythonNotFoundError,
+    RemoteException,
+)
+
+LOCAL: dict[str, object] = {
+    "method_name": "local",
+    "name": "here",
+    "python_path": [sys.executable],
+}
+
+
+class Recorder(inmanta.agent.handler.LoggerABC):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        self.records: list[tuple[int, str, dict[str, object]]] = []
+
+    def _log_msg(
+        self, level: int, msg: str, *args: object, exc_info: bool = False, **kwargs: object
+    ) -> None:
+        self.records.append((level, msg, kwargs))
+
+    @property
+    def calls(self) -> list[dict[str, object]]:
+        return [kwargs for _, _, kwargs in self.records if "function" in kwargs]
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def proxy(recorder: Recorder) -> collections.abc.Iterator[Proxy]:
+    before = support.Snapshot.take()
+    with Proxy(dict(LOCAL), logger=recorder) as opened:
+        yield opened
+    before.settle()
+
+
+def kill_interpreter(proxy: Proxy) -> None:
+    pid = proxy.remote_call(os.getpid)
+    os.kill(pid, signal.SIGKILL)
+    link = proxy._connection.link
+    deadline = time.monotonic() + 10
+    while link.alive:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def freeze_interpreter(proxy: Proxy) -> None:
+    pid = proxy.remote_call(os.getpid)
+    os.kill(pid, signal.SIGSTOP)
+    while pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.005)
+
+
+# The connection
+
+
+def test_the_context_is_there_only_while_the_proxy_is_connected() -> None:
+    proxy = Proxy(dict(LOCAL))
+    with pytest.raises(RuntimeError, match="here is not connected"):
+        _ = proxy.context
+    with pytest.raises(RuntimeError, match="here is not connected"):
+        proxy.run("true")
+    context = proxy.connect()
+    try:
+        assert proxy.context is context
+    finally:
+        proxy.disconnect()
+    with pytest.raises(RuntimeError, match="here is not connected"):
+        _ = proxy.context
+
+
+def test_connecting_twice_is_an_error_unless_it_is_asked_for(proxy: Proxy) -> None:
+    with pytest.raises(RuntimeError, match="connected already"):
+        proxy.connect()
+    assert proxy.connect(exists_ok=True) is proxy.context
+
+
+def test_disconnecting_twice_does_nothing_the_second_time() -> None:
+    proxy = Proxy(dict(LOCAL))
+    proxy.disconnect()
+    proxy.connect()
+    proxy.disconnect()
+    proxy.disconnect()
+
+
+def test_a_proxy_can_be_connected_again() -> None:
+    proxy = Proxy(dict(LOCAL))
+    for _ in range(3):
+        with proxy:
+            assert proxy.run("echo", ["again"])[0] == "again"
+
+
+@pytest.mark.parametrize("best_effort", [False, True])
+def test_a_host_that_does_not_leave_is_cut_off(best_effort: bool) -> None:
+    before = support.Snapshot.take()
+    proxy = Proxy(dict(LOCAL))
+    proxy.connect()
+    freeze_interpreter(proxy)
+    if best_effort:
+        proxy.disconnect(timeout=0.3, best_effort=True)
+    else:
+        with pytest.raises(TimeoutError, match=r"here did not end its interpreter within 0\.3"):
+            proxy.disconnect(timeout=0.3)
+    before.settle()
+
+
+def test_a_missing_interpreter_is_named_with_those_that_are_there() -> None:
+    before = support.Snapshot.take()
+    proxy = Proxy({"method_name": "local", "name": "here", "python_path": ["/nope/python"]})
+    with pytest.raises(PythonNotFoundError) as caught:
+        proxy.connect()
+    assert caught.value.filename == "/nope/python"
+    assert caught.value.strerror == "No such python interpreter on host here (local)"
+    assert "found on that host: " in str(caught.value)
+    assert any("README" in note for note in caught.value.__notes__)
+    before.settle()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"name": "x", "password": "canary"},
+        {"method_name": "carrier pigeon"},
+        {"method_name": "local", "python_pth": ["python3"]},
+        {"method_name": "ssh", "hostname": "h", "port": "22", "password": "canary"},
+        [("method_name", "local")],
+        None,
+    ],
+)
+def test_a_wrong_context_is_refused_before_anything_starts(wrong: dict[str, object]) -> None:
+    before = support.Snapshot.take()
+    with pytest.raises(ContextError) as caught:
+        Proxy(wrong).connect()
+    assert "canary" not in str(caught.value)
+    assert not before.added()
+
+
+# Calls and their records
+
+
+def test_each_call_leaves_one_record(proxy: Proxy, recorder: Recorder) -> None:
+    recorder.records.clear()
+    assert proxy.remote_call(far_side.echo, 1, "a" * 60, key=b"x") == [
+        [1, "a" * 60],
+        {"key": b"x"},
+    ]
+    ((level, message, record),) = recorder.records
+    assert level == logging.DEBUG
+    assert message == "Calling function %(function)s in context %(context_name)s: %(result)s"
+    assert record.pop("duration") > 0
+    assert record == {
+        "function": "far_side.echo",
+        "context_name": "here",
+        "args": [1, '"' + "a" * 44 + "<...>"],
+        "kwargs": {"key": "b'x'"},
+        "result": '[[1, "' + "a" * 39 + "<...>",
+    }
+
+
+def test_a_failed_call_is_recorded_with_its_exception(proxy: Proxy, recorder: Recorder) -> None:
+    recorder.records.clear()
+    with pytest.raises(RemoteException, match="builtins.ValueError: no luck") as caught:
+        proxy.remote_call(far_side.fail, "no luck")
+    assert caught.value.remote_type == "builtins.ValueError"
+    assert isinstance(caught.value.remote_exception, mitogen.core.CallError)
+    ((_, message, record),) = recorder.records
+    assert message.endswith(": %(exception)s")
+    assert str(record["exception"]).startswith('"builtins.ValueError: no luck')
+    assert "result" not in record
+
+
+def test_the_logger_can_be_set_at_any_time(proxy: Proxy, recorder: Recorder) -> None:
+    other = Recorder()
+    proxy.logger = other
+    recorder.records.clear()
+    proxy.file_exists("/")
+    assert not recorder.records
+    assert [call["function"] for call in other.calls] == ["inmanta_mitogen.lexists"]
+
+
+def test_functions_are_named_as_their_users_know_them(proxy: Proxy, recorder: Recorder) -> None:
+    recorder.records.clear()
+    proxy.remote_call(len, "abc")
+    proxy.remote_call(os.getpid)
+    proxy.remote_call(far_side.Holder.static, 1)
+    assert proxy.remote_call(far_side.Holder.name) == "Holder"
+    assert [call["function"] for call in recorder.calls] == [
+        "len",
+        "os.getpid",
+        "far_side.Holder.static",
+        "far_side.Holder.name",
+    ]
+
+
+def test_a_context_without_a_name_is_shown_by_where_it_is(recorder: Recorder) -> None:
+    with Proxy({**LOCAL, "name": ""}, logger=recorder) as proxy:
+        proxy.run("true")
+    assert recorder.calls[0]["context_name"] == "local"
+
+
+def test_values_the_orchestrator_cannot_store_do_not_stop_a_call(
+    proxy: Proxy, recorder: Recorder
+) -> None:
+    awkward = ["\0", {"a\0b": float("nan")}, {(1, 2): float("inf")}, {1, 2}]
+    assert repr(proxy.remote_call(far_side.echo, *awkward)[0][0]) == r"'\x00'"
+    assert "\0" not in repr(recorder.calls)
+
+
+@pytest.mark.parametrize(
+    ("call", "trouble"),
+    [
+        (lambda proxy: proxy.remote_call(lambda: 1), "lambda"),
+        (lambda proxy: proxy.remote_call(far_side.Holder().method), "Holder.method.* bound to"),
+        (lambda proxy: proxy.remote_call(far_side.echo, 1, threading.Lock()), "argument 2 of far_"),
+        (lambda proxy: proxy.remote_call(far_side.echo, key=object()), "argument 'key' of far_s"),
+        (lambda proxy: proxy.remote_call(far_side.echo, [pathlib.Path("/")]), "argument 1 of far"),
+    ],
+)
+def test_what_cannot_be_called_or_sent_is_named(
+    proxy: Proxy, call: collections.abc.Callable[[Proxy], object], trouble: str
+) -> None:
+    interpreter = proxy.remote_call(os.getpid)
+    with pytest.raises(TypeError, match=trouble):
+        call(proxy)
+    assert proxy.remote_call(os.getpid) == interpreter
+
+
+def test_a_function_within_a_function_is_refused(proxy: Proxy) -> None:
+    secret = 3
+
+    def closure() -> int:
+        return secret
+
+    with pytest.raises(TypeError, match="closure cannot be called on a host"):
+        proxy.remote_call(closure)
+
+
+@pytest.mark.parametrize("function", [far_side.unsendable, far_side.unreadable])
+def test_a_result_that_cannot_travel_is_named_and_the_interpreter_stays(
+    proxy: Proxy, function: collections.abc.Callable[[], object]
+) -> None:
+    interpreter = proxy.remote_call(os.getpid)
+    with pytest.raises(RemoteException, match=rf"far_side\.{function.__name__}"):
+        proxy.remote_call(function)
+    assert proxy.remote_call(os.getpid) == interpreter
+
+
+def test_what_is_too_large_for_a_message_names_the_limit(proxy: Proxy) -> None:
+    interpreter = proxy.remote_call(os.getpid)
+    with pytest.raises(ValueError, match="at most 134217728.*put"):
+        proxy.remote_call(far_side.echo, bytes(135 * 2**20))
+    with pytest.raises(RemoteException, match="at most 134217728.*read_binary"):
+        proxy.remote_call(far_side.large, 135 * 2**20)
+    assert proxy.remote_call(os.getpid) == interpreter
+
+
+def test_secrets_and_blobs_are_logged_masked(proxy: Proxy, recorder: Recorder) -> None:
+    secret, blob = mitogen.core.Secret("canary"), mitogen.core.Blob(b"canary")
+    assert proxy.remote_call(far_side.echo, secret, [blob])[0] == ["canary", [b"canary"]]
+    assert "canary" not in repr(recorder.records)
+
+
+# Files and commands
+
+
+def test_files_are_written_and_read(proxy: Proxy, tmp_path: pathlib.Path) -> None:
+    path = str(tmp_path / "file")
+    proxy.put(path, "caf\u00e9\n".encode())
+    assert proxy.read(path) == "caf\u00e9\n"
+    assert proxy.read_binary(path) == "caf\u00e9\n".encode()
+    proxy.chmod(path, "640")
+    stat = proxy.file_stat(path)
+    assert stat["permissions"] == 640
+    assert set(stat) == {"owner", "group", "permissions"}
+    proxy.remove(path)
+    assert not proxy.file_exists(path)
+
+
+def test_directories_and_symlinks(proxy: Proxy, tmp_path: pathlib.Path) -> None:
+    directory, link = str(tmp_path / "directory"), str(tmp_path / "link")
+    proxy.mkdir(directory)
+    proxy.put(f"{directory}/file", b"")
+    proxy.symlink("nowhere", link)
+    assert proxy.is_symlink(link)
+    assert proxy.file_exists(link)
+    assert proxy.readlink(link) == "nowhere"
+    with pytest.raises(RemoteException, match="FileNotFoundError"):
+        proxy.mkdir(str(tmp_path / "no" / "parent"))
+    proxy.rmdir(directory)
+    assert not os.path.exists(directory)
+
+
+def test_a_mode_that_is_no_octal_number_is_refused(proxy: Proxy) -> None:
+    with pytest.raises(ValueError, match="9z"):
+        proxy.chmod("/", "9z")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_owners_are_set_by_name_or_number(proxy: Proxy, tmp_path: pathlib.Path) -> None:
+    path = str(tmp_path / "file")
+    proxy.put(path, b"")
+    proxy.chown(path, "nobody")
+    assert proxy.file_stat(path)["owner"] == "nobody"
+    proxy.chown(path, 54321, 54322)
+    assert proxy.file_stat(path) == {"owner": "54321", "group": "54322", "permissions": 644}
+
+
+def test_commands_run(proxy: Proxy, recorder: Recorder) -> None:
+    assert proxy.run("sh", ["-c", "echo ' out '; echo err >&2; exit 3"]) == ("out", "err", 3)
+    assert proxy.run("cat", stdin=b"given") == ("given", "", 0)
+    assert proxy.run("sh", ["-c", "echo $X"], env={"X": "y"}, cwd="/")[0] == "y"
+    assert recorder.calls[0]["args"][0] == "sh"
+    with pytest.raises(RemoteException, match="no-such-program"):
+        proxy.run("no-such-program")
+
+
+# Revival
+
+
+def test_a_connection_that_died_between_calls_is_made_anew(proxy: Proxy) -> None:
+    for _ in range(2):
+        before = proxy.remote_call(os.getpid)
+        kill_interpreter(proxy)
+        assert proxy.remote_call(os.getpid) != before
+
+
+def test_a_call_that_may_have_run_is_not_repeated(proxy: Proxy, tmp_path: pathlib.Path) -> None:
+    trace = tmp_path / "trace"
+    with pytest.raises(RemoteException, match="whether it ran is not known"):
+        proxy.remote_call(far_side.note_and_die, str(trace))
+    assert trace.read_text() == "ran\n"
+    assert proxy.run("echo", ["back"])[0] == "back"
+    assert trace.read_text() == "ran\n"
+
+
+def test_a_host_that_stays_away_fails_each_call_until_it_is_back(
+    tmp_path: pathlib.Path, recorder: Recorder
+) -> None:
+    before = support.Snapshot.take()
+    python = tmp_path / "python"
+    python.symlink_to(sys.executable)
+    with Proxy({**LOCAL, "python_path": [str(python)]}, logger=recorder) as proxy:
+        kill_interpreter(proxy)
+        python.rename(tmp_path / "away")
+        held = support.Snapshot.take()
+        for _ in range(3):
+            with pytest.raises(RemoteException) as caught:
+                proxy.run("true")
+            assert isinstance(caught.value.remote_exception, PythonNotFoundError)
+            held.settle()
+        (tmp_path / "away").rename(python)
+        assert proxy.run("echo", ["back"])[0] == "back"
+    before.settle()
+
+
+# Bounded calls
+
+
+def test_a_call_over_its_time_ends_and_the_next_one_works(recorder: Recorder) -> None:
+    before = support.Snapshot.take()
+    with Proxy(dict(LOCAL), logger=recorder, call_timeout=0.3) as proxy:
+        with pytest.raises(CallTimeoutError, match=r"far_side.nap .*within 0\.3 seconds") as caught:
+            proxy.remote_call(far_side.nap, 60)
+        assert isinstance(caught.value, RemoteException)
+        assert isinstance(caught.value, TimeoutError)
+        assert proxy.run("echo", ["next"])[0] == "next"
+    before.settle()
+
+
+def test_a_frozen_interpreter_is_found_by_the_call_timeout() -> None:
+    before = support.Snapshot.take()
+    with Proxy(dict(LOCAL), call_timeout=0.5) as proxy:
+        freeze_interpreter(proxy)
+        with pytest.raises(CallTimeoutError):
+            proxy.run("true")
+        assert proxy.run("echo", ["next"])[0] == "next"
+    before.settle()
+
+
+def test_the_default_of_the_call_timeout_is_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CALL_TIMEOUT_ENV_VAR, "12.5")
+    assert Proxy(dict(LOCAL)).call_timeout == 12.5
+    assert Proxy(dict(LOCAL), call_timeout=3).call_timeout == 3
+    monkeypatch.setenv(CALL_TIMEOUT_ENV_VAR, "")
+    assert Proxy(dict(LOCAL)).call_timeout is None
+
+
+@pytest.mark.parametrize("value", ["soon", "0", "-1", "nan", "inf"])
+def test_a_wrong_call_timeout_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CALL_TIMEOUT_ENV_VAR, value)
+    with pytest.raises(ContextError, match=f"{CALL_TIMEOUT_ENV_VAR} is '{value}'"):
+        Proxy(dict(LOCAL))
+    monkeypatch.delenv(CALL_TIMEOUT_ENV_VAR)
+    if value != "soon":
+        with pytest.raises(ValueError, match="call_timeout is"):
+            Proxy(dict(LOCAL), call_timeout=float(value))
+
+
+# Concurrency
+
+
+def test_one_proxy_serves_many_threads() -> None:
+    # No look at what is left: mitogen keeps a pair of sockets for each thread that ever waited.
+    with Proxy(dict(LOCAL)) as proxy, concurrent.futures.ThreadPoolExecutor(32) as pool:
+        answers = list(pool.map(lambda n: proxy.remote_call(far_side.echo, n), range(320)))
+    assert answers == [[[n], {}] for n in range(320)]
+
+
+def test_many_proxies_share_the_threads_of_one() -> None:
+    with Proxy(dict(LOCAL)) as first:
+        first.run("true")
+        threads = threading.active_count()
+        others = [Proxy(dict(LOCAL)) for _ in range(19)]
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            list(pool.map(Proxy.connect, others))
+        assert threading.active_count() == threads
+        pids = {proxy.remote_call(os.getpid) for proxy in (first, *others)}
+        assert len(pids) == 20
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            list(pool.map(Proxy.disconnect, others))
+        assert first.run("echo", ["still here"])[0] == "still here"
+
+
+def test_calls_racing_with_disconnects_end_in_an_answer_or_an_error() -> None:
+    before = support.Snapshot.take()
+    proxy = Proxy(dict(LOCAL))
+    stop = threading.Event()
+    wrong: list[object] = []
+
+    def call() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            try:
+                answer = proxy.remote_call(far_side.echo, number)
+            except (RemoteException, RuntimeError):
+                continue
+            if answer != [[number], {}]:
+                wrong.append(answer)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        callers = [pool.submit(call) for _ in range(4)]
+        for _ in range(10):
+            proxy.connect(exists_ok=True)
+            time.sleep(0.05)
+            proxy.disconnect(timeout=10, best_effort=True)
+        stop.set()
+        for caller in callers:
+            caller.result(timeout=30)
+    assert not wrong
+    before.settle()
+
+
+def test_a_forked_child_connects_for_itself(proxy: Proxy) -> None:
+    interpreter = proxy.remote_call(os.getpid)
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            other = proxy.remote_call(os.getpid)
+            proxy.disconnect()
+            os.write(write, str(other).encode())
+        except BaseException as error:
+            os.write(write, repr(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as answer:
+        text = answer.read()
+    os.waitpid(child, 0)
+    assert text.isdigit(), text
+    assert int(text) != interpreter
+    assert proxy.remote_call(os.getpid) == interpreter
+
+
+def test_an_interrupted_call_leaves_the_proxy_usable(proxy: Proxy) -> None:
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        proxy.remote_call(far_side.slow_echo, "late", 1.0)
+    timer.join()
+    assert proxy.remote_call(far_side.echo, "next") == [["next"], {}]
