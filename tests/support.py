@@ -267,6 +267,30 @@ def processes() -> collections.abc.Iterator[tuple[int, int, str]]:
                 yield int(entry), int(parent), state
 
 
+def is_gone(pid: int) -> bool:
+    """
+    :return: Whether a process has ended.
+    """
+    return all(other != pid or state in "ZX" for other, _, state in processes())
+
+
+def wait_until(
+    condition: collections.abc.Callable[[], object], what: str, timeout: float = 20.0
+) -> None:
+    """
+    Waits until a condition holds.
+
+    :param what: What it waits for, for the error's text.
+    :param timeout: How long to wait, in seconds.
+    :raises AssertionError: When it does not hold by then.
+    """
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"Waited {timeout} s in vain until {what}")
+        time.sleep(0.02)
+
+
 def command_line(pid: int) -> str:
     """
     :return: The command line of a process, or its name where it has none; empty when it is gone.

@@ -1,0 +1,161 @@
+"""
+Real hosts to connect to: ssh, users with what they may do, a container, and stand-ins for the
+programs that can't run here.
+"""
+
+import collections.abc
+
+import pytest
+from container import Container, running_container
+from reach import Coverage, Fails, Reach
+from stand_ins import StandIns
+
+import support
+from pytest_inmanta_mitogen import SshHost
+
+
+@pytest.fixture(scope="session")
+def python() -> str:
+    """
+    An interpreter that every user of this machine can execute.
+    """
+    path = support.interpreter_for_everyone()
+    if path is None:
+        pytest.skip("needs a Python that every user can execute: none in /usr/bin, /usr/local/bin")
+    return path
+
+
+@pytest.fixture(scope="session")
+def user() -> collections.abc.Iterator[support.User]:
+    """
+    A user with bash for a login shell who may do nothing special.
+    """
+    support.need("useradd", "bash", root=True)
+    with support.temporary_user(shell="/bin/bash") as user:
+        yield user
+
+
+@pytest.fixture(scope="session")
+def trusted() -> collections.abc.Iterator[support.User]:
+    """
+    A user who may run everything with sudo and doas, and is not asked for a password.
+    """
+    support.need("useradd", "sudo", "doas", root=True)
+    with (
+        support.temporary_user(shell="/bin/sh") as user,
+        support.sudo_rule(user, password=False),
+        support.doas_rule(user, password=False),
+    ):
+        yield user
+
+
+@pytest.fixture(scope="session")
+def asked() -> collections.abc.Iterator[support.User]:
+    """
+    A user who may run everything with sudo and doas, and is asked for his password each time.
+    """
+    support.need("useradd", "sudo", "doas", root=True)
+    with (
+        support.temporary_user(shell="/bin/sh") as user,
+        support.sudo_rule(user, password=True),
+        support.doas_rule(user, password=True),
+    ):
+        yield user
+
+
+@pytest.fixture(scope="session")
+def server(python: str) -> collections.abc.Iterator[SshHost]:
+    """
+    An ssh server for all users of this machine, with their passwords too.
+    """
+    support.need("sshd", "ssh", root=True)
+    with SshHost(name="server", python_path=[python], password_authentication=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def container(asked: support.User) -> collections.abc.Iterator[Container]:
+    """
+    A real container, run by podman. Its root has the password of `asked`.
+    """
+    with running_container(asked) as container:
+        yield container
+
+
+@pytest.fixture(scope="session")
+def container_without_python(asked: support.User) -> collections.abc.Iterator[Container]:
+    """
+    A real container in which there is no Python.
+    """
+    with running_container(asked, with_python=False) as container:
+        yield container
+
+
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> StandIns:
+    """
+    Stand-ins for programs that can't run here. Their container is this machine itself.
+    """
+    stand_ins = StandIns(tmp_path_factory.mktemp("stand-ins"))
+    stand_ins.install(leader=1)
+    return stand_ins
+
+
+@pytest.fixture(scope="session")
+def leader_stand_ins(tmp_path_factory: pytest.TempPathFactory, container: Container) -> StandIns:
+    """
+    Stand-ins that tell the process id of the real container's first process.
+    """
+    stand_ins = StandIns(tmp_path_factory.mktemp("stand-ins"))
+    stand_ins.install(container.leader)
+    return stand_ins
+
+
+# The report
+
+_COVERAGE = pytest.StashKey[Coverage]()
+_MESSAGES = pytest.StashKey[dict[str, str]]()
+
+
+@pytest.fixture(scope="session")
+def coverage(pytestconfig: pytest.Config) -> Coverage:
+    """
+    Gathers which methods and options were connected with.
+    """
+    return pytestconfig.stash.setdefault(_COVERAGE, Coverage())
+
+
+@pytest.fixture
+def reach(coverage: Coverage) -> Reach:
+    """
+    Connects to a host, for the report to tell.
+    """
+    return Reach(coverage)
+
+
+@pytest.fixture
+def fails(request: pytest.FixtureRequest) -> Fails:
+    """
+    Connects in vain, and notes what the error says.
+    """
+    return Fails(request.config.stash.setdefault(_MESSAGES, {}), request.node.name)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """
+    Prints, method by method, what was connected and with which options.
+    """
+    gathered = config.stash.get(_COVERAGE, None)
+    if gathered is not None:
+        terminalreporter.section("ways to reach a host")
+        for line in gathered.table():
+            terminalreporter.write_line(line)
+    messages = config.stash.get(_MESSAGES, None)
+    if messages and config.get_verbosity() > 0:
+        terminalreporter.section("what a failed connection says")
+        for case, text in messages.items():
+            terminalreporter.write_line(f"{case}:")
+            for line in text.splitlines():
+                terminalreporter.write_line(f"    {line}")

@@ -1,0 +1,189 @@
+"""
+A real container, without a registry to fetch an image from.
+"""
+
+import collections.abc
+import contextlib
+import os
+import pathlib
+import re
+import secrets
+import shlex
+import shutil
+import subprocess
+import tempfile
+
+import pytest
+
+import support
+
+# Podman wants control groups of version 2, and some machines have those of version 1 mounted. A
+# mount namespace of the call's own gets the version that podman wants, whatever the machine has.
+_WRAPPER = """\
+#!/bin/sh
+export CONTAINERS_CONF={directory}/containers.conf
+exec unshare --mount -- sh -c '
+[ "$(stat -f -c %T /sys/fs/cgroup)" = cgroup2fs ] ||
+    {{ umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; }} || exit
+exec {podman} --root={directory}/storage --runroot={directory}/run --tmpdir={directory}/tmp "$@"
+' podman "$@"
+"""
+
+_SETTINGS = """\
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "none"
+lock_type = "file"
+"""
+
+# What su needs in there: who is root may become anyone, all others give the password.
+_PAM = """\
+auth sufficient pam_rootok.so
+auth required pam_unix.so
+account required pam_unix.so
+session required pam_permit.so
+"""
+
+
+class Container:
+    """
+    A running container. Its programs are those of this machine, whose ``/usr`` it has read-only;
+    all else is its own.
+
+    :attr name: Its name.
+    :attr podman_path: A podman that knows it, and no others.
+    :attr root: The directory that is its file system's root.
+    :attr user: Its one user besides root.
+    :attr root_password: The password of its root, for su.
+    """
+
+    user = "app"
+
+    def __init__(self, directory: pathlib.Path, root_password: str, root_hash: str) -> None:
+        self.name = f"box-{secrets.token_hex(4)}"
+        self.root = directory / "rootfs"
+        self.root_password = root_password
+        self.podman_path = str(directory / "podman")
+        self._directory = directory
+        self._write_podman()
+        self._write_root(root_hash)
+
+    def _write_podman(self) -> None:
+        (self._directory / "containers.conf").write_text(_SETTINGS)
+        podman = pathlib.Path(self.podman_path)
+        podman.write_text(
+            _WRAPPER.format(
+                directory=shlex.quote(str(self._directory)), podman=support.find_program("podman")
+            )
+        )
+        podman.chmod(0o755)
+
+    def _write_root(self, root_hash: str) -> None:
+        for path in ("etc/pam.d", "root", "tmp", "proc", "sys", "dev", "run", "usr", "var"):
+            (self.root / path).mkdir(parents=True)
+        (self.root / "tmp").chmod(0o1777)
+        for path in ("bin", "sbin", "lib", "lib64"):
+            if os.path.islink(f"/{path}"):
+                (self.root / path).symlink_to(os.readlink(f"/{path}"))
+        files = {
+            "etc/passwd": f"root:x:0:0::/root:/bin/sh\n{self.user}:x:1000:1000::/tmp:/bin/sh\n",
+            "etc/group": f"root:x:0:\n{self.user}:x:1000:\n",
+            "etc/shadow": f"root:{root_hash}:19000:0:99999:7:::\n{self.user}:*:19000::::::\n",
+            "etc/pam.d/su": _PAM,
+            "etc/pam.d/other": _PAM,
+        }
+        for path, text in files.items():
+            (self.root / path).write_text(text)
+        (self.root / "etc/shadow").chmod(0o600)
+        for path in ("/etc/ld.so.cache", "/etc/login.defs"):
+            if os.path.exists(path):
+                shutil.copy(path, self.root / path[1:])
+
+    def podman(self, *arguments: str) -> str:
+        """
+        :return: What podman printed.
+        :raises RuntimeError: When it fails.
+        """
+        done = subprocess.run(
+            [self.podman_path, *arguments], check=False, capture_output=True, text=True, timeout=60
+        )
+        if done.returncode:
+            raise RuntimeError(f"podman {arguments} ended with {done.returncode}: {done.stderr}")
+        return done.stdout.strip()
+
+    def start(self, hidden: collections.abc.Iterable[str] = ()) -> None:
+        """
+        :param hidden: Programs of this machine that it should not be able to run.
+        :raises RuntimeError: When podman can't run containers on this machine.
+        """
+        mounts = ["--volume=/usr:/usr:ro"]
+        mounts += [f"--volume=/dev/null:{path}:ro" for path in hidden]
+        for path in ("/bin", "/sbin", "/lib", "/lib64"):
+            if os.path.isdir(path) and not os.path.islink(path):
+                mounts.append(f"--volume={path}:{path}:ro")
+        limits = ["--ulimit=nofile=1024:1024", "--ulimit=nproc=1000:1000", "--cgroups=disabled"]
+        self.podman(
+            *("run", "--detach", "--name", self.name, "--network=host", *limits, *mounts),
+            *("--rootfs", str(self.root), "sleep", "infinity"),
+        )
+
+    @property
+    def leader(self) -> int:
+        """
+        The process id, on this machine, of the container's first process.
+        """
+        return int(self.podman("inspect", "--format={{.State.Pid}}", self.name))
+
+    def remove(self) -> None:
+        """
+        Stops the container, if it was started, and forgets it.
+        """
+        self.podman("rm", "--force", "--ignore", "--time=0", self.name)
+
+
+def password_hash(user: support.User) -> str:
+    """
+    :return: What the machine's shadow file has of the user's password.
+    """
+    for line in pathlib.Path("/etc/shadow").read_text().splitlines():
+        name, text, *_ = line.split(":")
+        if name == user.name:
+            return text
+    raise LookupError(user.name)
+
+
+@contextlib.contextmanager
+def running_container(
+    owner: support.User, *, with_python: bool = True
+) -> collections.abc.Iterator[Container]:
+    """
+    :param owner: A user of this machine whose password is the one of the container's root.
+    :param with_python: Whether there are interpreters in it.
+    """
+    support.need("podman", "conmon", "unshare", root=True)
+    python = support.interpreter_for_everyone()
+    if python is None or not python.startswith("/usr/"):
+        pytest.skip("needs a Python in /usr that every user can execute")
+    directory = pathlib.Path(tempfile.mkdtemp(prefix="containers-"))
+    directory.chmod(0o755)
+    try:
+        container = Container(directory, owner.password, password_hash(owner))
+        try:
+            container.start([] if with_python else _interpreters())
+            yield container
+        finally:
+            container.remove()
+    finally:
+        shutil.rmtree(directory)
+
+
+def _interpreters() -> set[str]:
+    names = re.compile(r"(python|pypy)[\d.]*|platform-python.*")
+    places = ("/usr/bin", "/usr/local/bin", "/usr/libexec")
+    return {
+        os.path.realpath(os.path.join(place, name))
+        for place in places
+        if os.path.isdir(place)
+        for name in os.listdir(place)
+        if names.fullmatch(name)
+    }

@@ -1,0 +1,136 @@
+"""
+The ways to reach a host: which there are, what each can be told, and what of it was tried.
+"""
+
+import collections
+import collections.abc
+import contextlib
+import importlib
+import inspect
+import typing
+
+import pytest
+
+from inmanta_plugins.mitogen import Proxy
+
+Context = dict[str, typing.Any]
+
+#: mitogen's connection methods that a context may name.
+METHODS = (
+    *("local", "ssh", "sudo", "su", "doas", "docker", "podman", "buildah", "kubectl"),
+    *("lxc", "lxd", "incus", "jail", "setns"),
+)
+
+# What mitogen hands to the options of every method by itself.
+_INTERNAL = {"self", "kwargs", "max_message_size", "old_router"}
+
+
+def options_of(method: str) -> set[str]:
+    """
+    :return: The names of the options that the installed mitogen takes for a connection method.
+    """
+    module = importlib.import_module("mitogen.parent" if method == "local" else f"mitogen.{method}")
+    return {
+        name
+        for cls in module.Options.__mro__
+        if "__init__" in vars(cls) and cls is not object
+        for name in inspect.signature(cls.__init__).parameters
+    } - _INTERNAL
+
+
+class Coverage:
+    """
+    Which methods were connected, and with which options.
+    """
+
+    def __init__(self) -> None:
+        self._options: dict[str, set[str]] = collections.defaultdict(set)
+        self._kinds: dict[str, set[str]] = collections.defaultdict(set)
+        self._connections: collections.Counter[str] = collections.Counter()
+
+    def record(self, context: Context, kind: str) -> None:
+        """
+        :param context: The serialized context that was connected; its hops count too.
+        :param kind: "real", or "stub" where its last hop's program is a stand-in.
+        """
+        hop: Context | None = context
+        while hop is not None:
+            method = hop["method_name"]
+            self._connections[method] += 1
+            self._kinds[method].add(kind)
+            self._options[method] |= hop.keys() - {"method_name", "via"}
+            kind, hop = "real", hop.get("via")
+
+    def missing(self, method: str) -> set[str]:
+        """
+        :return: The options of a method that no connection had.
+        """
+        return options_of(method) - self._options[method]
+
+    def table(self) -> list[str]:
+        """
+        :return: A table for people, a line for each method that was connected.
+        """
+        lines = [f"{'method':<9}{'program':<12}{'connected':<11}{'options':<9}not covered"]
+        for method in METHODS:
+            if count := self._connections[method]:
+                every = options_of(method)
+                missing = self.missing(method)
+                lines.append(
+                    f"{method:<9}{' and '.join(sorted(self._kinds[method])):<12}"
+                    f"{f'{count} times':<11}{f'{len(every) - len(missing)}/{len(every)}':<9}"
+                    f"{', '.join(sorted(missing))}"
+                )
+        return lines
+
+
+class Reach:
+    """
+    Connects to hosts, and notes how.
+    """
+
+    def __init__(self, coverage: Coverage) -> None:
+        self._coverage = coverage
+
+    @contextlib.contextmanager
+    def __call__(self, context: Context, *, kind: str = "real") -> collections.abc.Iterator[Proxy]:
+        """
+        :param context: The serialized context to connect to.
+        :param kind: "real", or "stub" where its last hop's program is a stand-in.
+        """
+        with Proxy(context) as proxy:
+            self._coverage.record(context, kind)
+            yield proxy
+
+
+E = typing.TypeVar("E", bound=Exception)
+
+
+class Fails:
+    """
+    Connects to hosts in vain, and notes what the errors say.
+    """
+
+    def __init__(self, messages: dict[str, str], name: str) -> None:
+        self._messages = messages
+        self._name = name
+
+    def __call__(self, context: Context, expected: type[E]) -> E:
+        """
+        :param context: The serialized context that can't be connected.
+        :param expected: The exception that this should raise.
+        :return: The exception. No secret of the context is in its text.
+        """
+        with pytest.raises(expected) as raised:
+            Proxy(context).connect()
+        text = f"{type(raised.value).__name__}: {raised.value}"
+        self._messages[self._name] = text
+        for secret in _secrets(context):
+            assert secret not in f"{text}{raised.value!r}{getattr(raised.value, '__notes__', '')}"
+        return raised.value
+
+
+def _secrets(context: Context) -> list[str]:
+    via = context.get("via")
+    passwords = [context["password"]] if "password" in context else []
+    return [*passwords, *(_secrets(via) if via else [])]

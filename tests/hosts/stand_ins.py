@@ -1,0 +1,60 @@
+"""
+Executables that stand in for the command-line programs of container managers.
+"""
+
+import dataclasses
+import json
+import pathlib
+import shlex
+import sys
+
+import commands
+
+
+@dataclasses.dataclass(frozen=True)
+class StandIns:
+    """
+    The stand-ins of all programs of the module ``commands``.
+
+    :attr directory: Where their executables are.
+    :attr container: The name of the one container they know, and of the one pod.
+    :attr namespace: The pod's namespace.
+    :attr image: The name of the one image they know.
+    """
+
+    directory: pathlib.Path
+    container: str = "box"
+    namespace: str = "prod"
+    image: str = "debian"
+
+    def install(self, leader: int) -> None:
+        """
+        Writes the executables.
+
+        :param leader: The process id that they tell for the container's first process.
+        """
+        state = self.directory / "state.json"
+        settings = {
+            "containers": {self.container: leader, f"{self.namespace}/{self.container}": leader},
+            "images": [self.image],
+            "log": self.path("log"),
+        }
+        state.write_text(json.dumps(settings))
+        for program in commands.PROGRAMS:
+            script = [sys.executable, "-I", "-S", commands.__file__, program, str(state)]
+            executable = self.directory / program
+            executable.write_text(f'#!/bin/sh\nexec {shlex.join(script)} "$@"\n')
+            executable.chmod(0o755)
+
+    def path(self, program: str) -> str:
+        """
+        :return: The absolute path of a program's stand-in.
+        """
+        return str(self.directory / program)
+
+    def last_call(self) -> list[str]:
+        """
+        :return: The last call of any of them, the program's name first and then its arguments.
+        """
+        call: list[str] = json.loads((self.directory / "log").read_text().splitlines()[-1])
+        return call
