@@ -3,6 +3,7 @@ Fixtures for all tests.
 """
 
 import collections.abc
+import importlib.metadata
 import os
 
 import pytest
@@ -12,6 +13,26 @@ pytest_plugins = ["pytest_inmanta_mitogen"]
 
 # pytest-inmanta installs modules from where pip is configured to, and from nowhere unless told.
 os.environ.setdefault("INMANTA_PIP_USE_SYSTEM_CONFIG", "true")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """
+    Leave out what this inmanta-core does not have: no machine could run it.
+    """
+    core = int(importlib.metadata.version("inmanta-core").split(".")[0])
+    later = [item for item in items if core < needed_core(item)]
+    if later:
+        config.hook.pytest_deselected(items=later)
+        items[:] = [item for item in items if item not in later]
+
+
+def needed_core(item: pytest.Item) -> int:
+    """
+    The first major version of inmanta-core that has what a test uses.
+    """
+    marker = item.get_closest_marker("needs_core")
+    return int(marker.args[0]) if marker else 0
+
 
 NO_SKIPS = "INMANTA_MITOGEN_TESTS_NO_SKIPS"
 
