@@ -1,0 +1,178 @@
+"""
+Reads, writes and looks at files of this host.
+"""
+
+import errno
+import grp
+import hashlib
+import os
+import pwd
+import stat
+import sys
+from typing import TYPE_CHECKING, Dict, Optional, Union
+
+from inmanta_mitogen.paths import AnyPath, native
+from inmanta_mitogen.staged import StagedWrite, as_bytes
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+_BLOCK = 1 << 20
+
+# Whether hashlib can be told that a sum is for no security.
+_HAS_PURPOSE = sys.version_info >= (3, 9)
+
+
+def hash_file(path: AnyPath) -> str:
+    """
+    The sha1 of a file's content. It tells whether two contents are the same; it is no protection
+    against someone who crafts two with the same sum.
+
+    :param path: The file; symlinks are followed. It is read a block at a time, whatever its size.
+    :return: 40 hexadecimal digits.
+    :raises OSError: When it can't be read.
+    """
+    digest = new_hash()
+    block = memoryview(bytearray(_BLOCK))
+    with open(native(path), "rb", buffering=0) as file:
+        while True:
+            size = file.readinto(block)
+            if not size:
+                return digest.hexdigest()
+            digest.update(block[:size])
+
+
+def new_hash() -> "_Hash":
+    """
+    :return: An empty sha1, also where the host's policy (FIPS 140) allows it for no security.
+    """
+    if _HAS_PURPOSE:
+        return hashlib.sha1(usedforsecurity=False)
+    return hashlib.sha1()
+
+
+def read(path: AnyPath) -> str:
+    """
+    The content of a text file, line ends as they are.
+
+    :param path: The file, in UTF-8; symlinks are followed.
+    :raises OSError: When it can't be read.
+    :raises UnicodeDecodeError: When it is not UTF-8. :func:`read_binary` reads anything.
+    """
+    content = read_binary(path)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        error.reason += f"; {path!r} is not UTF-8, read_binary gives its bytes"
+        raise
+
+
+def read_binary(path: AnyPath, *, max_size: Optional[int] = None) -> bytes:
+    """
+    The content of a file.
+
+    :param path: The file; symlinks are followed.
+    :param max_size: The most bytes to accept. By default there is no limit, and a file without end,
+        such as ``/dev/zero``, takes all memory.
+    :raises OSError: When it can't be read; EFBIG when it holds more than ``max_size``.
+    """
+    with open(native(path), "rb") as file:
+        if max_size is None:
+            return file.read()
+        # Neither all at once, as Python sets aside as much memory as is asked for, nor by the size
+        # that the file claims, as devices and /proc have none.
+        content = bytearray()
+        while len(content) <= max_size:
+            block = file.read(min(_BLOCK, max_size + 1 - len(content)))
+            if not block:
+                return bytes(content)
+            content += block
+    raise OSError(errno.EFBIG, f"More than the {max_size} bytes that are allowed", path)
+
+
+def file_stat(path: AnyPath) -> Dict[str, Union[str, int]]:
+    """
+    Who owns a file and who may use it.
+
+    :param path: The file or directory; symlinks are followed.
+    :return: ``owner`` and ``group``: their names, or their numbers as text where this host has no
+        name for them. ``permissions``: the digits of the octal mode read as a decimal number: 0o644
+        is 644, 0o4755 is 4755.
+    :raises OSError: When it does not exist or can't be reached.
+    """
+    state = os.stat(native(path))
+    try:
+        owner = pwd.getpwuid(state.st_uid).pw_name
+    except KeyError:
+        owner = str(state.st_uid)
+    try:
+        group = grp.getgrgid(state.st_gid).gr_name
+    except KeyError:
+        group = str(state.st_gid)
+    permissions = int(f"{stat.S_IMODE(state.st_mode):o}")
+    return {"owner": owner, "group": group, "permissions": permissions}
+
+
+def islink(path: AnyPath) -> bool:
+    """
+    Whether there is a symlink at the path, dangling or not.
+    """
+    return os.path.islink(native(path))
+
+
+def lexists(path: AnyPath) -> bool:
+    """
+    Whether there is anything at the path; a dangling symlink is something too.
+    """
+    return os.path.lexists(native(path))
+
+
+def put(path: AnyPath, content: bytes) -> None:
+    """
+    Makes ``content`` the whole content of a file.
+
+    Either it is complete or what was there is untouched: the content goes to a private temporary
+    file in the same directory, to the disk, and then takes the old file's place in one step. That
+    holds for a full disk, a spent quota, this process being killed and the machine losing power
+    (then the old or the new content is there, whole). Of several puts of one path at once, one's
+    content is there at the end, whole.
+
+    - An existing file keeps its owner, mode and extended attributes, so its ACL and its SELinux
+      label too, except for IMA and EVM signatures, which are made for the content. It is
+      a new inode: other hard links keep the old content, and file attributes (``chattr``) are the
+      directory's. For the one who owns it, a read-only file can be put, too.
+    - A new file has the mode that the umask, or the directory's default ACL, gives.
+    - A symlink stays, and its target is written, existing or not. One that another user than root
+      and the calling one may change is followed only to what is its owner's, see
+      :func:`inmanta_mitogen.paths.locate`.
+    - No temporary file survives. Where the file system has unnamed files (ext4, xfs, btrfs, tmpfs
+      and others on Linux), a killed writer leaves none, except between the last two system calls;
+      one that was left in spite of that, or on other file systems, goes at the next put into that
+      directory, by its name (``.inmanta-put-`` and 32 hexadecimal digits) and as nobody holds
+      its lock. Directories of more than 10,000 entries are not searched to their end.
+
+    What can't be replaced is **written in place**: devices and FIFOs, entries of /proc and /sys,
+    bind-mounted files, files in a directory that may not be written to or is sticky, and files
+    whose owner, mode or extended attributes this user may not give to another file. The content is
+    then complete on this host before the first byte is written. A regular file grows to its new
+    size first, with its old content untouched, and gets its old content back after an error, so a
+    full disk does no harm there either, except on file systems that need room to overwrite (btrfs,
+    zfs) and are short of it at that very moment. But being killed, or losing power, in the middle
+    of it leaves a mixture, others can see it half-written, and two at once take turns only as long
+    as nobody else holds a lock (flock) on the file: after ten seconds it is written nevertheless.
+
+    Outside Linux, extended attributes and ACLs are not kept.
+
+    :param path: The file. Its directory must exist.
+    :param content: Bytes, or something with the buffer protocol (bytearray, memoryview).
+    :raises TypeError: When ``content`` is text. Nothing was touched.
+    :raises IsADirectoryError: When the path is a directory.
+    :raises FileNotFoundError: When its directory does not exist.
+    :raises PermissionError: When this user may neither replace nor write it, or a symlink on the
+        way is not to be trusted.
+    :raises OSError: When it can't be written: ENOSPC, EDQUOT, ENXIO for a FIFO that nobody reads.
+    """
+    view = as_bytes(content)
+    with StagedWrite(path) as staged:
+        staged.write(view)
+        staged.commit()
