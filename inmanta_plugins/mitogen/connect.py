@@ -21,12 +21,8 @@ import mitogen.master
 import mitogen.parent
 from inmanta_plugins.mitogen import interpreters
 from inmanta_plugins.mitogen.diagnose import HopLost, diagnose
-from inmanta_plugins.mitogen.options import (
-    SECRET_OPTIONS,
-    apply_host_key_policy,
-    hops_of,
-    validate_context,
-)
+from inmanta_plugins.mitogen.options import SECRET_OPTIONS, hops_of
+from inmanta_plugins.mitogen.validate import apply_host_key_policy, validate_context
 
 Serialized = Mapping[str, object]
 

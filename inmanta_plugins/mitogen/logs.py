@@ -21,25 +21,6 @@ from typing import Any
 
 import mitogen.core
 
-from inmanta_plugins.mitogen.options import (
-    SECRET_OPTIONS,
-    describe_context,
-    describe_hop,
-    is_secret_key,
-    mask_secrets,
-)
-
-__all__ = [
-    "LOGGED_TRUNCATED_VALUE_ENV_VAR",
-    "LOGGED_VALUE_MAX_LEN_ENV_VAR",
-    "SECRET_OPTIONS",
-    "describe_context",
-    "describe_hop",
-    "is_secret_key",
-    "mask_secrets",
-    "truncate_logged_value",
-]
-
 LOGGED_VALUE_MAX_LEN_ENV_VAR = "INMANTA_MITOGEN_LOGGED_VALUE_MAX_LEN"
 """Names the variable with the greatest length of a logged value, in characters of its JSON text."""
 
