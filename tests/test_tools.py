@@ -1,0 +1,116 @@
+"""
+The tools of this folder tell the truth about the tests.
+"""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+HERE = pathlib.Path(__file__).resolve().parent
+TESTS = """
+import pytest
+
+def test_passes():
+    pass
+
+def test_is_skipped():
+    pytest.skip("no such program")
+
+@pytest.mark.xfail(reason="not yet")
+def test_is_expected_to_fail():
+    assert False
+
+@pytest.mark.needs_core(1)
+def test_of_an_old_core():
+    pass
+
+@pytest.mark.needs_core(999)
+def test_of_a_future_core():
+    assert False
+"""
+
+
+@pytest.fixture
+def suite(tmp_path: pathlib.Path) -> pathlib.Path:
+    """
+    A folder of tests that are run as those of this project are.
+    """
+    shutil.copy(HERE / "conftest.py", tmp_path)
+    shutil.copy(HERE.parent / "pyproject.toml", tmp_path)
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_it.py").write_text(TESTS)
+    return tmp_path
+
+
+def pytest_prints(suite: pathlib.Path, monkeypatch: pytest.MonkeyPatch, no_skips: str) -> str:
+    monkeypatch.setenv("INMANTA_MITOGEN_TESTS_NO_SKIPS", no_skips)
+    monkeypatch.setenv("PYTHONPATH", str(HERE.parent))
+    command = [sys.executable, "-m", "pytest", "--junit-xml=report.xml"]
+    done = subprocess.run(command, cwd=suite, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_skip_is_a_skip_unless_told_otherwise(
+    suite: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "2 passed, 1 skipped, 1 deselected, 1 xfailed" in pytest_prints(suite, monkeypatch, "")
+
+
+def test_a_skip_is_a_failure_that_says_why_where_nothing_may_be_skipped(
+    suite: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = pytest_prints(suite, monkeypatch, "1")
+
+    assert "1 failed, 2 passed, 1 deselected, 1 xfailed" in printed
+    assert "no such program" in printed
+
+
+def test_a_file_that_is_skipped_is_a_failure_where_nothing_may_be_skipped(
+    suite: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skipping = "import pytest\npytest.importorskip('no_such_module')\n"
+    (suite / "tests" / "test_other.py").write_text(skipping)
+    monkeypatch.setenv("INMANTA_MITOGEN_TESTS_NO_SKIPS", "1")
+    command = [sys.executable, "-m", "pytest", "tests/test_other.py"]
+
+    done = subprocess.run(command, cwd=suite, capture_output=True, text=True, check=False)
+
+    assert done.returncode != 0
+    assert "no_such_module" in done.stdout
+
+
+def test_the_matrix_counts_what_a_report_says(
+    suite: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(HERE.parent / "tools"))
+    import matrix
+
+    row = matrix.rows()[0]
+    pytest_prints(suite, monkeypatch, "")
+    skipping = matrix.read_outcome(row, {}, suite / "report.xml", 0)
+    pytest_prints(suite, monkeypatch, "1")
+    strict = matrix.read_outcome(row, {}, suite / "report.xml", 1)
+    absent = matrix.read_outcome(row, {}, suite / "no-report.xml", 0)
+
+    # pytest reports a failure that was expected as a skip.
+    assert (skipping.passed, skipping.failed, skipping.skipped) == (2, 0, 2)
+    assert (strict.passed, strict.failed, strict.skipped) == (2, 1, 1)
+    assert absent.exit_code != 0
+
+
+def test_a_row_of_the_matrix_knows_its_own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(HERE.parent / "tools"))
+    import matrix
+
+    rows = {row.name: row for row in matrix.rows()}
+    newest = {"python": "3.13.5", "inmanta-core": "20.3.0", "mitogen": "99.0"}
+    lowest = {**newest, "mitogen": matrix.lowest("mitogen")}
+
+    assert [n for n, row in rows.items() if matrix.is_instance(row, newest)] == ["core20"]
+    assert matrix.is_instance(rows["lowest-mitogen"], lowest)
+    assert not matrix.is_instance(rows["core14"], newest)
+    assert not matrix.is_instance(rows["core20"], {**newest, "inmanta-core": "2.0"})
