@@ -1,0 +1,165 @@
+"""
+The wheel of this module, and Python environments that do not have it yet.
+"""
+
+import importlib.metadata
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+
+from demo.processes import ProcessFailedError, finish, start
+
+#: The checkout that the demo is part of.
+CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
+
+_MODULE = "inmanta-module-mitogen"
+
+
+def source_environment(path: pathlib.Path) -> pathlib.Path:
+    """
+    Make a virtual environment that has what the current one has, but for inmanta modules and
+    mitogen. An orchestrator started with it has to install these for its agents, as one in
+    production does, although the environment of a developer has them all.
+
+    It takes no copies: it has links to the packages of the current environment.
+
+    :param path: Where to make it.
+    :return: Its interpreter.
+    """
+    venv.create(path, with_pip=False, symlinks=True)
+    packages = path / "packages"
+    packages.mkdir()
+    for directory in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        hidden = _module_files(directory)
+        for entry in pathlib.Path(directory).iterdir():
+            if entry.name not in hidden and entry.suffix != ".pth":
+                (packages / entry.name).symlink_to(entry)
+
+    # The packages are in a directory of their own, so that pip, which may be told to replace one of
+    # them, never touches what the links point to.
+    python = path / "bin" / "python"
+    site = venv_site_packages(path)
+    (site / "packages.pth").write_text(f"{packages}\n")
+    return python
+
+
+def derived_environment(path: pathlib.Path, parent: pathlib.Path) -> pathlib.Path:
+    """
+    Make a virtual environment that has all that another one has, and gets more.
+
+    :param path: Where to make it.
+    :param parent: The environment to build on, made by :func:`source_environment`.
+    :return: Its interpreter.
+    """
+    venv.create(path, with_pip=False, symlinks=True)
+    site = venv_site_packages(parent)
+    (venv_site_packages(path) / "parent.pth").write_text(
+        f"import site; site.addsitedir({str(site)!r})\n"
+    )
+    return path / "bin" / "python"
+
+
+def venv_site_packages(path: pathlib.Path) -> pathlib.Path:
+    """
+    :param path: A virtual environment made by the current interpreter.
+    :return: The directory that its packages are in.
+    """
+    return pathlib.Path(sysconfig.get_path("purelib", scheme="venv", vars={"base": str(path)}))
+
+
+class Wheel:
+    """
+    A wheel of this module, under construction until :meth:`wait` returns.
+    """
+
+    def __init__(self, directory: pathlib.Path, stand_in: str | None = None) -> None:
+        """
+        :param directory: Where to build it.
+        :param stand_in: A published version to use in place of the checkout.
+        """
+        self.directory = directory / "wheels"
+        self._log = directory / "wheel.log"
+        if stand_in is None:
+            # A copy, because setuptools builds in the source's own directory: two builds at a time
+            # would be in each other's way.
+            source = directory / "source"
+            shutil.copytree(CHECKOUT, source, ignore=_not_source)
+            command = ["wheel", str(source), "--wheel-dir"]
+        else:
+            command = ["download", f"{_MODULE}=={stand_in}", "--dest"]
+        self._process = start(
+            [sys.executable, "-m", "pip", *command, str(self.directory), "--no-deps"],
+            log=self._log,
+        )
+
+    def wait(self) -> pathlib.Path:
+        """
+        :return: The wheel.
+        :raises ProcessFailedError: When it can't be built.
+        """
+        finish(self._process, what=f"building the wheel of {_MODULE}", log=self._log)
+        wheels = list(self.directory.glob("*.whl"))
+        if len(wheels) != 1:
+            raise ProcessFailedError(f"building one wheel of {_MODULE}", 0, f"found: {wheels}")
+        return wheels[0]
+
+
+def pip_settings(wheel: pathlib.Path) -> dict[str, str]:
+    """
+    :param wheel: A wheel of this module.
+    :return: The environment variables that let pip install this very wheel where something asks for
+        the module, and everything else from where it does anyway.
+    """
+    name, version = wheel.name.split("-")[:2]
+    constraint = wheel.with_name("constraints.txt")
+    constraint.write_text(f"{name}=={version}\n")
+    return {
+        # A variable replaces what the configuration file says, so that has to be repeated.
+        "PIP_FIND_LINKS": " ".join(
+            filter(None, [str(wheel.parent), _pip_configuration("find-links")])
+        ),
+        "PIP_CONSTRAINT": " ".join(
+            filter(None, [str(constraint), _pip_configuration("constraint")])
+        ),
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
+
+
+def _pip_configuration(name: str) -> str:
+    variable = os.environ.get("PIP_" + name.upper().replace("-", "_"))
+    if variable is not None:
+        return variable
+    answer = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "get", f"global.{name}"],
+        capture_output=True,
+        text=True,
+    )
+    return " ".join(answer.stdout.split()) if answer.returncode == 0 else ""
+
+
+def _module_files(directory: str) -> set[str]:
+    """
+    The names in a directory of packages that belong to inmanta modules or to mitogen.
+    """
+    names = {"__pycache__", "inmanta_plugins"}
+    for distribution in importlib.metadata.distributions(path=[directory]):
+        name = distribution.name.lower().replace("_", "-")
+        if name == "mitogen" or name.startswith("inmanta-module-"):
+            names |= {path.parts[0] for path in distribution.files or ()}
+    return names
+
+
+def _not_source(directory: str, names: list[str]) -> set[str]:
+    path = pathlib.Path(directory)
+    return {
+        name
+        for name in names
+        if name.startswith(".")
+        or name in ("build", "dist", "__pycache__")
+        or name.endswith(".egg-info")
+        or (path / name / "pyvenv.cfg").exists()
+    }

@@ -1,0 +1,306 @@
+"""
+What a user does with an orchestrator: make an environment, export a model, look at what came of it.
+"""
+
+import collections.abc
+import dataclasses
+import json
+import os
+import pathlib
+import time
+import typing
+import urllib.error
+import urllib.parse
+import urllib.request
+
+from demo.processes import finish, start
+
+#: The states in which nothing more happens to a resource by itself.
+FINAL_STATES = frozenset(
+    {"deployed", "failed", "skipped", "unavailable", "undefined", "skipped_for_undefined"}
+)
+
+
+class ApiError(Exception):
+    """
+    The orchestrator refused a request, or did not answer it.
+    """
+
+
+class DeploymentTimeoutError(Exception):
+    """
+    There are resources that did not reach a final state in time.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """
+    One call of a function on a host, as it was logged.
+    """
+
+    function: str
+    args: list[object]
+    kwargs: dict[str, object]
+    #: What it returned; None if it raised an exception.
+    result: object
+    #: The exception that it raised.
+    exception: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class LogRecord:
+    """
+    One line of the log of a resource.
+    """
+
+    level: str
+    action: str
+    message: str
+    values: dict[str, typing.Any]
+
+    @property
+    def call(self) -> Call | None:
+        """
+        The call that this line is about, if it is about one.
+        """
+        if "function" not in self.values or "context_name" not in self.values:
+            return None
+        exception = self.values.get("exception")
+        return Call(
+            function=str(self.values["function"]),
+            args=list(self.values.get("args", [])),
+            kwargs=dict(self.values.get("kwargs", {})),
+            result=self.values.get("result"),
+            exception=None if exception is None else str(exception),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Resource:
+    """
+    A resource and what became of it.
+    """
+
+    id: str
+    type: str
+    agent: str
+    #: The value of the attribute that tells it from others of its type on the same agent.
+    value: str
+    state: str
+
+    @property
+    def final(self) -> bool:
+        """
+        Whether its deployment is over.
+        """
+        return self.state in FINAL_STATES
+
+
+class Orchestrator:
+    """
+    A client of an orchestrator's API.
+    """
+
+    def __init__(self, url: str) -> None:
+        """
+        :param url: Its address, as in ``http://127.0.0.1:8888``.
+        """
+        self.url = url
+        # The machine's own server: no proxy of the user's environment knows it.
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def version(self) -> str:
+        """
+        :return: The version of inmanta-core that it runs.
+        :raises ApiError: When it does not answer, e.g. as it is not up yet.
+        """
+        status = self._request("GET", "/api/v1/serverstatus")["data"]
+        return str(status["version"])
+
+    def create_environment(self, project: str, name: str) -> str:
+        """
+        Create a project with one environment.
+
+        :param project: The project's name.
+        :param name: The environment's name.
+        :return: The id of the environment.
+        """
+        created = self._request("PUT", "/api/v2/project", {"name": project})["data"]
+        environment = self._request(
+            "PUT", "/api/v2/environment", {"project_id": created["id"], "name": name}
+        )["data"]
+        return str(environment["id"])
+
+    def start_agents(self, environment: str, names: collections.abc.Iterable[str]) -> None:
+        """
+        Let the orchestrator start the agents of an environment by itself, and without delay. Newer
+        orchestrators do so unasked.
+
+        :param environment: The id of the environment.
+        :param names: The names of the agents.
+        """
+        known = self._request("GET", "/api/v2/environment_settings", environment=environment)
+        wanted = {
+            "autostart_agent_map": dict.fromkeys(["internal", *names], "local:"),
+            "autostart_agent_deploy_splay_time": 0,
+        }
+        for name, value in wanted.items():
+            if name in known["data"]["definition"]:
+                self._request(
+                    "POST",
+                    f"/api/v2/environment_settings/{name}",
+                    {"value": value},
+                    environment=environment,
+                )
+
+    def resources(self, environment: str) -> list[Resource]:
+        """
+        :param environment: The id of the environment.
+        :return: The resources of its last released version.
+        """
+        answer = self._request("GET", "/api/v2/resource?limit=1000", environment=environment)
+        return [
+            Resource(
+                id=each["resource_id"],
+                type=each["id_details"]["resource_type"],
+                agent=each["id_details"]["agent"],
+                value=each["id_details"]["resource_id_value"],
+                state=each["status"],
+            )
+            for each in answer["data"]
+        ]
+
+    def log(self, environment: str, resource: str) -> list[LogRecord]:
+        """
+        :param environment: The id of the environment.
+        :param resource: The id of the resource.
+        :return: The log of all that was done to it, the oldest line first.
+        """
+        path = f"/api/v2/resource/{urllib.parse.quote(resource, safe='')}/logs"
+        answer = self._request(
+            "GET", f"{path}?limit=1000&sort=timestamp.asc", environment=environment
+        )
+        return [
+            LogRecord(
+                level=str(each["level"]),
+                action=each["action"],
+                message=each["msg"],
+                values=each.get("kwargs") or {},
+            )
+            for each in answer["data"]
+        ]
+
+    def wait(
+        self,
+        environment: str,
+        *,
+        count: int,
+        timeout: float,
+        progress: collections.abc.Callable[[list[Resource]], None] = lambda resources: None,
+    ) -> list[Resource]:
+        """
+        Wait until all resources of an environment have reached a final state.
+
+        :param environment: The id of the environment.
+        :param count: How many resources there are.
+        :param timeout: How long that may take. In seconds.
+        :param progress: Called with the resources, time and again.
+        :return: The resources.
+        :raises DeploymentTimeoutError: When there are still others.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            resources = self.resources(environment)
+            progress(resources)
+            if len(resources) >= count and all(resource.final for resource in resources):
+                return resources
+            if time.monotonic() > deadline:
+                states = ", ".join(f"{each.id} is {each.state}" for each in resources)
+                raise DeploymentTimeoutError(
+                    f"After {timeout:.0f} s there are {len(resources)} of {count} resources: "
+                    f"{states or 'none'}"
+                )
+            time.sleep(0.2)
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, typing.Any] | None = None,
+        environment: str | None = None,
+    ) -> dict[str, typing.Any]:
+        request = urllib.request.Request(
+            self.url + path,
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        if environment is not None:
+            request.add_header("X-Inmanta-tid", environment)
+        try:
+            with self._opener.open(request, timeout=60) as response:
+                answer: dict[str, typing.Any] = json.load(response)
+                return answer
+        except urllib.error.HTTPError as error:
+            text = error.read().decode(errors="replace")[:500]
+            raise ApiError(f"{method} {path} at {self.url}: {error}: {text}") from error
+        except OSError as error:
+            raise ApiError(f"{method} {path} at {self.url}: {error}") from error
+
+
+class Project:
+    """
+    The directory of an inmanta project, with the Python environment that compiles it.
+    """
+
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        python: pathlib.Path,
+        variables: collections.abc.Mapping[str, str],
+    ) -> None:
+        """
+        :param directory: The directory, with ``project.yml`` and ``main.cf``.
+        :param python: An interpreter that has inmanta-core. Modules get installed for it.
+        :param variables: The environment variables of the compiler.
+        """
+        self.directory = directory
+        self._python = python
+        self._variables = dict(variables)
+        self.log = directory / "compiler.log"
+
+    def install(self) -> None:
+        """
+        Install the modules that the model imports.
+
+        :raises ProcessFailedError: When one can't be installed.
+        """
+        self._run("installing the project's modules", "project", "install")
+
+    def export(self, orchestrator: Orchestrator, environment: str) -> None:
+        """
+        Compile the model and send it to an orchestrator, which starts to deploy it.
+
+        :param orchestrator: The orchestrator.
+        :param environment: The id of the environment.
+        :raises ProcessFailedError: When the model has an error.
+        """
+        address = urllib.parse.urlsplit(orchestrator.url)
+        self._run(
+            "exporting the model",
+            *("export", "-e", environment),
+            *("--server_address", address.hostname or "", "--server_port", str(address.port)),
+        )
+
+    def _run(self, what: str, *arguments: str) -> None:
+        finish(
+            start(
+                [str(self._python), "-m", "inmanta.app", "-vv", *arguments],
+                log=self.log,
+                cwd=self.directory,
+                env={**os.environ, **self._variables},
+            ),
+            what=what,
+            log=self.log,
+        )

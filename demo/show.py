@@ -1,0 +1,227 @@
+"""
+What a person sees of the demo: its progress, and what came of it.
+"""
+
+import collections.abc
+import contextlib
+import re
+import sys
+import time
+
+import rich.box
+import rich.console
+import rich.markup
+import rich.status
+import rich.table
+import rich.text
+
+from demo.orchestrator import Call, LogRecord, Resource
+
+_STATE_STYLES = {"deployed": "bold green", "failed": "bold red", "skipped": "yellow"}
+
+# Where there is no terminal to ask for its width.
+_WIDTH = 132
+
+
+class Stage:
+    """
+    A step of the demo, while it goes on.
+    """
+
+    def __init__(self, console: rich.console.Console, title: str) -> None:
+        """
+        :param console: Where to show it.
+        :param title: What it does.
+        """
+        #: What to say when it is done.
+        self.outcome = title
+        self._console = console
+        self._title = title
+        self._shown = ""
+        self._status: rich.status.Status | None = None
+
+    @contextlib.contextmanager
+    def running(self) -> collections.abc.Iterator["Stage"]:
+        """
+        Shows that it goes on and, at the end, what came of it and how long it took.
+        """
+        begin = time.monotonic()
+        if self._console.is_terminal:
+            self._status = self._console.status(self._title)
+            self._status.start()
+        else:
+            self._console.print(f"[dim]  {self._title} ...", highlight=False)
+        try:
+            yield self
+        except BaseException:
+            self._mark("[bold red]✘", self._title, begin)
+            raise
+        else:
+            self._mark("[bold green]✔", self.outcome, begin)
+        finally:
+            if self._status is not None:
+                self._status.stop()
+
+    def progress(self, text: str) -> None:
+        """
+        :param text: How far it is.
+        """
+        if text == self._shown:
+            return
+        self._shown = text
+        if self._status is not None:
+            self._status.update(f"{self._title}: {text}")
+        else:
+            self._console.print(f"[dim]    {text}", highlight=False)
+
+    def _mark(self, mark: str, text: str, begin: float) -> None:
+        if self._status is not None:
+            self._status.stop()
+        line = rich.table.Table.grid(expand=False)
+        line.add_column(width=2)
+        line.add_column(width=min(self._console.width, _WIDTH) - 12)
+        line.add_column(width=9, justify="right", style="dim")
+        line.add_row(mark, text, f"{time.monotonic() - begin:.1f} s")
+        self._console.print(line, highlight=False)
+
+
+class Show:
+    """
+    Writes to the terminal, or to a log, where there is none.
+    """
+
+    def __init__(self, console: rich.console.Console | None = None) -> None:
+        """
+        :param console: Where to write, by default the standard output.
+        """
+        if console is None:
+            reconfigure = getattr(sys.stdout, "reconfigure", None)
+            if reconfigure is not None:
+                # A mark that the terminal has no character for is no reason to fail.
+                reconfigure(errors="replace", line_buffering=True)
+            console = rich.console.Console(width=None if sys.stdout.isatty() else _WIDTH)
+        self.console = console
+
+    def stage(self, title: str) -> contextlib.AbstractContextManager[Stage]:
+        """
+        :param title: What is going to happen.
+        """
+        return Stage(self.console, title).running()
+
+    def say(self, text: str = "") -> None:
+        """
+        :param text: A line, with rich's markup.
+        """
+        self.console.print(text, highlight=False)
+
+    def failure(self, what: str, logs: str) -> None:
+        """
+        :param what: What went wrong.
+        :param logs: The end of the logs that may tell why.
+        """
+        if logs.strip():
+            self.console.print(logs, style="dim", highlight=False, markup=False)
+        self.console.print(f"✘ {what}", style="bold red", highlight=False, markup=False)
+
+    def resources(
+        self,
+        deployed: collections.abc.Sequence[tuple[Resource, list[LogRecord]]],
+        *,
+        ways: collections.abc.Mapping[str, str],
+        directory: str,
+    ) -> None:
+        """
+        Show what became of the resources, and how.
+
+        :param deployed: The resources, each with its log.
+        :param ways: How each agent reaches its host, in the order to show them in.
+        :param directory: A path that is shown as an ellipsis.
+        """
+        table = rich.table.Table(
+            box=rich.box.ROUNDED, border_style="dim", header_style="bold", padding=(0, 1)
+        )
+        table.add_column("host", no_wrap=True)
+        table.add_column("resource", max_width=28)
+        table.add_column("state", no_wrap=True)
+        table.add_column("calls on the host, from the resource's log", ratio=1)
+        for agent, way in ways.items():
+            host = rich.text.Text.from_markup(f"[bold]{agent}[/]\n[dim]{way}[/]")
+            rows = [pair for pair in deployed if pair[0].agent == agent]
+            for resource, log in sorted(rows, key=lambda pair: pair[0].type, reverse=True):
+                table.add_row(
+                    host,
+                    _resource_text(resource, directory),
+                    rich.text.Text(resource.state, _STATE_STYLES.get(resource.state, "yellow")),
+                    log_text(log, directory),
+                )
+                host = rich.text.Text()
+            table.add_section()
+        self.console.print(table)
+
+
+def log_text(log: collections.abc.Iterable[LogRecord], directory: str) -> rich.text.Text:
+    """
+    :param log: The log of a resource.
+    :param directory: A path that is shown as an ellipsis.
+    :return: A line for each call in it, and one for each error.
+    """
+    lines = []
+    for record in log:
+        if record.call is not None:
+            lines.append(call_text(record.call, directory))
+        elif record.level in ("ERROR", "CRITICAL"):
+            lines.append(_error_text(record, directory))
+    return rich.text.Text("\n").join(lines)
+
+
+def call_text(call: Call, directory: str) -> rich.text.Text:
+    """
+    :param call: A call.
+    :param directory: A path that is shown as an ellipsis.
+    :return: The call as one would write it, and what it returned.
+    """
+    module, _, name = call.function.rpartition(".")
+    # The module's own functions are known by their names.
+    module = f"{module}." if module not in ("", "inmanta_mitogen") else ""
+    text = rich.text.Text(module, "dim")
+    text.append(name, "bold cyan")
+    arguments = [_value_text(value) for value in call.args]
+    arguments += [f"{key}={_value_text(value)}" for key, value in call.kwargs.items()]
+    text.append(_shorten(f"({', '.join(arguments)})", directory), "default")
+    if call.exception is not None:
+        text.append(" ✘ ", "bold red")
+        text.append(_shorten(call.exception, directory), "red")
+    else:
+        text.append(" → ", "dim")
+        text.append(_shorten(_value_text(call.result), directory), "green")
+    return text
+
+
+def _value_text(value: object) -> str:
+    # Bytes, and what was too long to log, come as the text of what they were.
+    if isinstance(value, str) and (
+        re.match(r"""b['"]|[\[{("]""", value) or value.endswith("<...>")
+    ):
+        return value
+    return repr(value)
+
+
+def _error_text(record: LogRecord, directory: str) -> rich.text.Text:
+    text = rich.text.Text("✘ ", "bold red")
+    error = str(record.values.get("exception") or record.message)
+    name, bracket, rest = error.partition("(")
+    if bracket and name.isidentifier():
+        text.append(name, "bold red")
+        error = ": " + rest.removesuffix(")").strip("'\"")
+    text.append(_shorten(error, directory).replace("\\n", "\n"), "red")
+    return text
+
+
+def _resource_text(resource: Resource, directory: str) -> rich.text.Text:
+    text = rich.text.Text(resource.type, "bold")
+    text.append(f"\n{_shorten(resource.value, directory)}", "default")
+    return text
+
+
+def _shorten(text: str, directory: str) -> str:
+    return text.replace(directory, "…")
