@@ -7,6 +7,7 @@ import collections.abc
 import contextlib
 import importlib
 import inspect
+import os
 import typing
 
 import pytest
@@ -100,7 +101,12 @@ class Reach:
         """
         with Proxy(context) as proxy:
             self._coverage.record(context, kind)
-            yield proxy
+            try:
+                yield proxy
+            finally:
+                if context.get("debug"):
+                    log = f"/tmp/mitogen.{proxy.remote_call(os.getpid)}."
+                    proxy.run("sh", ["-c", f"rm -f {log}*"])
 
 
 E = typing.TypeVar("E", bound=Exception)

@@ -1,0 +1,196 @@
+"""
+The pytest plugin for authors: what its fixtures give, and that they leave nothing behind.
+"""
+
+import collections.abc
+import getpass
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import pytest
+from reach import Context
+
+import pytest_inmanta_mitogen
+import support
+from inmanta_plugins.mitogen import Proxy
+from pytest_inmanta_mitogen import SshHost, SshHostFactory
+
+pytestmark = [pytest.mark.timeout(60), support.requires("sshd", "ssh", "ssh-keygen")]
+
+
+@pytest.fixture
+def host(mitogen_ssh_host_factory: SshHostFactory) -> SshHost:
+    return mitogen_ssh_host_factory()
+
+
+def test_each_login_is_counted(host: SshHost) -> None:
+    assert host.logins() == 0
+    for count in (1, 2):
+        with Proxy(host.serialized()) as proxy:
+            proxy.run("true")
+        assert host.logins() == count
+
+
+def test_a_restarted_host_has_no_sessions_and_the_same_address(host: SshHost) -> None:
+    address = (host.hostname, host.port, host.known_hosts_line)
+    with Proxy(host.serialized()) as proxy:
+        interpreter = proxy.remote_call(os.getpid)
+        assert interpreter in host.session_pids()
+        host.restart()
+        assert support.is_gone(interpreter)
+        proxy.disconnect(best_effort=True)
+    assert (host.hostname, host.port, host.known_hosts_line) == address
+    with Proxy(host.serialized()) as proxy:
+        assert proxy.run("id", ["-un"])[0] == getpass.getuser()
+
+
+def test_a_frozen_host_goes_on_when_thawed(host: SshHost) -> None:
+    with Proxy(host.serialized()) as proxy:
+        interpreter = proxy.remote_call(os.getpid)
+        host.freeze()
+        assert state_of(interpreter) == "T"
+        host.thaw()
+        assert proxy.remote_call(os.getpid) == interpreter
+
+
+def state_of(pid: int) -> str:
+    return next(state for other, _, state in support.processes() if other == pid)
+
+
+def test_a_session_that_detached_itself_dies_with_the_others(host: SshHost) -> None:
+    with Proxy(host.serialized()) as proxy:
+        script = "setsid sleep 1000 >/dev/null 2>&1 & echo $!"
+        detached = int(proxy.run("sh", ["-c", script])[0])
+        assert not support.is_gone(detached)
+        host.kill_sessions()
+        assert support.is_gone(detached)
+        proxy.disconnect(best_effort=True)
+    with Proxy(host.serialized()) as proxy:
+        proxy.run("true")
+
+
+def test_nothing_is_left_of_a_host() -> None:
+    before = support.Snapshot.take()
+    with SshHost() as host, Proxy(host.serialized()) as proxy:
+        proxy.run("true")
+        directory = host.directory
+    assert not directory.exists()
+    before.settle()
+
+
+def test_a_host_that_cannot_start_leaves_nothing() -> None:
+    before = support.Snapshot.take()
+    with pytest.raises(RuntimeError, match="NoSuchSetting"), SshHost(config=["NoSuchSetting yes"]):
+        pass
+    before.settle()
+
+
+def test_options_are_added_replaced_and_left_out(host: SshHost) -> None:
+    context = host.serialized(port=1, identity_file=None, compression=False)
+    assert (context["port"], context["compression"]) == (1, False)
+    assert "identity_file" not in context
+    assert host.model(port=None, ssh_args=None, name='a "b"').startswith(
+        f'mitogen::Ssh(name="a \\"b\\"", hostname="{host.hostname}", username="{host.username}", '
+    )
+
+
+ADAPTERS_TESTS = """
+def test_with_the_ssh_host(mitogen_ssh_host):
+    from inmanta_plugins.mitogen import Proxy
+    with Proxy(mitogen_ssh_host.serialized()) as proxy:
+        assert proxy.run("echo", ["over ssh"]) == ("over ssh", "", 0)
+
+def test_with_the_local_context(mitogen_local_context):
+    from inmanta_plugins.mitogen import Proxy
+    with Proxy(mitogen_local_context) as proxy:
+        assert proxy.run("echo", ["here"]) == ("here", "", 0)
+"""
+
+RunSuite = collections.abc.Callable[..., str]
+
+
+@pytest.fixture
+def run_suite(tmp_path: pathlib.Path) -> RunSuite:
+    """
+    Runs the test-suite of an adapter module, with a given PATH, and returns what pytest printed.
+    """
+    root = pathlib.Path(pytest_inmanta_mitogen.__file__).parents[1]
+    (tmp_path / "test_adapter.py").write_text(ADAPTERS_TESTS)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+
+    def run(path: str, *options: str) -> str:
+        options = ("-p", "pytest_inmanta_mitogen", "-p", "no:cacheprovider", "-rs", *options)
+        # The other plugins take seconds to load.
+        quick = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
+        environment = {**os.environ, "PATH": path, "PYTHONPATH": str(root), **quick}
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", *options, str(tmp_path)],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=tmp_path,
+        ).stdout
+
+    return run
+
+
+def test_an_adapters_test_suite_gets_the_fixtures(run_suite: RunSuite) -> None:
+    assert " 2 passed" in run_suite(os.environ["PATH"])
+
+
+def test_an_adapters_test_suite_says_what_it_lacks(run_suite: RunSuite) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        # All that a Python may need, but ssh.
+        for program in ("sh", "echo"):
+            path = shutil.which(program)
+            assert path is not None
+            pathlib.Path(directory, program).symlink_to(path)
+        text = run_suite(directory, "-k", "ssh")
+    assert " 1 skipped" in text
+    assert "needs OpenSSH" in text
+
+
+def test_the_plugin_loads_without_inmanta_and_mitogen() -> None:
+    code = (
+        "import sys, pytest_inmanta_mitogen;"
+        "sys.exit(bool({'inmanta', 'inmanta_plugins', 'mitogen'} & set(sys.modules)))"
+    )
+    root = pathlib.Path(pytest_inmanta_mitogen.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, check=False)
+    assert done.returncode == 0
+
+
+AS_ANOTHER_USER = """
+import subprocess, sshd
+with sshd.SshHost() as host:
+    command = ["ssh", "-F", "/dev/null", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"]
+    command += ["-o", "UserKnownHostsFile=/dev/null", "-i", host.identity_file]
+    command += ["-p", str(host.port), "-l", host.username, host.hostname, "id", "-un"]
+    print(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    print("logins:", host.logins())
+"""
+
+
+def test_an_ordinary_user_can_start_a_host(user: support.User, python: str) -> None:
+    # He may not be able to read the checkout, or the environment that runs this test.
+    source = pathlib.Path(pytest_inmanta_mitogen.__file__).with_name("sshd.py")
+    user.write("sshd.py", source.read_text())
+    user.write("run.py", AS_ANOTHER_USER)
+    done = subprocess.run(
+        ["runuser", "-u", user.name, "--", python, str(user.home / "run.py")],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=user.home,
+    )
+    assert done.stdout.split() == [user.name, "logins:", "1"], done.stderr
+
+
+def test_the_local_context_is_this_machine(mitogen_local_context: Context) -> None:
+    with Proxy(mitogen_local_context) as proxy:
+        assert proxy.remote_call(os.getppid) == os.getpid()
