@@ -38,7 +38,7 @@ _POLL = 0.1
 #: How long nothing has to come, once the command itself has ended, until those who still hold its
 #: output are not waited for any longer; and for how long they are listened to at most. In seconds.
 _QUIET = 0.5
-_LINGER = 5.0
+_LINGER = 2.0
 
 #: How long to wait for a killed process to be gone, in seconds. One that waits for a dead network
 #: file system can't even be killed.
@@ -129,7 +129,7 @@ def run(
 
     The end is that of the command itself. What is running in the background after that, such as
     a daemon which it started, is left alone. It is listened to until nothing has come for half
-    a second, or for five seconds in all, if it kept the command's output open; printing to that
+    a second, or for two seconds in all, if it kept the command's output open; printing to that
     later is an error (EPIPE) for it.
 
     :param command: The program: a path, or a name to look for on the PATH (that of ``env`` if it
