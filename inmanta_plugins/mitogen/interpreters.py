@@ -65,12 +65,12 @@ _PYTHON = (
     "import sys;sys.path=[p for p in sys.path if p];"
     "import binascii,fcntl,os,pty,select,zlib,_socket,_struct;"
     "v=sys.version_info;e=sys.executable;g=getattr;"
-    "r=v[0]==3 and v[:2]>={minimum} and v[1]+100*(v[3]=='final' and"
+    f"r=v[0]==3 and v[:2]>={MINIMUM} and v[1]+100*(v[3]=='final' and"
     " sys.implementation.name=='cpython' and not hasattr(sys,'gettotalrefcount'));"
     "e=sys.prefix==g(sys,'base_prefix',sys.prefix) and os.path.realpath(e) or e;"
     "n=chr(10);"
     "os.write(1,(n+'@py@%d %d.%d.%d '%((r,)+v[:3])).encode()+g(os,'fsencode',str)(e)+n.encode())"
-).format(minimum=MINIMUM)
+)
 
 # The scripts are POSIX sh for dash, bash, busybox, zsh, mksh, ksh and yash. Their texts and
 # messages are never looked at, only exit statuses and files, so that no locale matters.
@@ -83,15 +83,16 @@ _PYTHON = (
 # "password" wherever these appear.
 #
 # told reads what _PYTHON wrote. each tries the interpreters called $N; pyenv's and asdf's shims are
-# passed over for what they stand for. With A set it looks for the best one, P, and stops as soon as
-# nothing better can come. A home directory counts only when the user owns it: one who became root
-# may have kept the home of another.
+# passed over for what they stand for. P becomes the best one. With A=1, for versioned names in
+# falling order, it stops as soon as nothing better can come; with A=2, for the other names after
+# these, what links to a versioned name beside it is no news. A home directory counts only when the
+# user owns it: one who became root may have kept the home of another.
 _COMMON = r"""
 set +f +e +u +x +v +C
 C="{python}"
-T=$(PATH=/usr/bin:/bin:$PATH; command -v timeout) && "$T" -s KILL 9 /bin/sh -c : 2>/dev/null || T=
+T=$(PATH=/usr/bin:/bin:$PATH; command -v timeout) && "$T" -k 1 9 /bin/sh -c : 2>/dev/null || T=
 t() {
-if [ "$T" ]; then "$T" -s KILL {patience} "$@" </dev/null; return; fi
+if [ "$T" ]; then "$T" -k 1 {patience} "$@" </dev/null; return; fi
 "$@" </dev/null & c=$!
 (exec >/dev/null 2>&1; sleep {patience} & z=$!; trap "kill $z" TERM; wait $z && kill -9 $c) & z=$!
 wait $c; c=$?; kill $z 2>/dev/null; return $c
@@ -121,15 +122,16 @@ for n in $N; do for d; do
 case $d in */shims|*/shims/) continue;; /*) ;; *) continue;; esac
 f=${d%/}/$n
 [ -f "$f" ] && [ -x "$f" ] && ! known "$f" || continue
+case $A$P in 2/*) for q in $V; do [ "$f" -ef "${f%/*}/$q" ] && continue 2; done;; esac
 S=$S:$f; l=$((l+1)); [ $l -gt {tried} ] && return
 o=$(t "$f" -c "$C" 2>/dev/null); s=$?
 if told; then
 F=$F$(say found $v "$f")
 [ $r -gt $b ] && b=$r && P=$f && [ "$x" -ef "$f" ] && P=$x
-case $A$n in 1python3.*) [ $r -ge $((100+${n#*.})) ] && return;; esac
+case $A in 1) [ $r -ge $((100+${n#*.})) ] && return;; esac
 else
 F=$F$(say broken $s "$f")
-case $s in 124|137) w=$((w+1)); [ $w -ge {silent} ] && return;; esac
+case $s in 124|137|143) w=$((w+1)); [ $w -ge {silent} ] && return;; esac
 fi
 done; done
 }
@@ -140,13 +142,15 @@ D=$PATH:{places}
 
 # kind says what a path is. One that is not seen is followed, up its directories and along its
 # links, to the first thing that is: when that is a directory which the user may not search, nobody
-# can say that the interpreter is missing. lookup does the same for a name on PATH.
+# can say that the interpreter is missing. lookup finds a name on PATH; a closed directory there
+# (U=1) denies nothing by itself, even if programs take it for that and end with 126.
 #
 # word finds the interpreter among the arguments of a program that starts it (env, nice, sh -c).
 # judge runs the requested command as mitogen would, with $C instead of mitogen's code. A status of
 # 127 says "not there" for whatever a program or a script (of pyenv, or one whose own interpreter is
 # gone) was to start; an executable that ends with it by itself did start.
 _PROBE = r"""
+{common}
 kind() {
 if [ -d "$1" ]; then K=directory
 elif [ -f "$1" ] && [ -x "$1" ]; then K=ok
@@ -169,11 +173,11 @@ fi
 }
 lookup() {
 case $1 in */*) f=$1; kind "$f"; return;; esac
-B=missing; n=$1; I=$IFS; IFS=:; set -f; set -- $PATH; set +f; IFS=$I
+B=missing; U=; n=$1; I=$IFS; IFS=:; set -f; set -- $PATH; set +f; IFS=$I
 for d; do
 f=${d:-.}/$n
-[ -e "$f" ] || [ -L "$f" ] || continue
-kind "$f"; [ $K = ok ] && return; [ $B = missing ] && B=$K
+kind "$f"; [ $K = ok ] && return
+if [ -e "$f" ] || [ -L "$f" ]; then [ $B = missing ] && B=$K; elif [ $K = denied ]; then U=1; fi
 done
 K=$B
 }
@@ -181,8 +185,8 @@ word() {
 shift; set -f
 for q in $*; do
 case $q in
-*python*|*pypy*) W=$q; break;;
 -*|*=*|[0-9]*|exec|*[\"\;\$]*) ;;
+*python*|*pypy*) W=$q; break;;
 *) [ "$W" ] || W=$q;;
 esac
 done
@@ -197,7 +201,8 @@ case $s in 126|127) ;; *) return;; esac
 case ${1##*/} in *python*|*pypy*) ;; *) W=; word "$@"; : "${W:=$1}";; esac
 if [ "$W" != "$1" ]; then
 if [ $s = 127 ]; then K=missing; return; fi
-lookup "$W"; case $K in ok|missing) K=failed;; esac; return
+U=
+lookup "$W"; case $K$U in ok*|missing) K=failed;; esac; return
 fi
 y=; { IFS= read -r y <"$f"; } 2>/dev/null
 case $y in "#!"*) ;; *) return;; esac
@@ -216,12 +221,14 @@ say searched "$PATH"
 exit 1
 """
 
-# In a subshell, so that no variable of the search is left in the environment of the interpreter.
+# In a subshell, so that no variable of the search is left in the environment of the interpreter. In
+# a function, since bash before version 4 can't read a "case" right inside of "$(...)".
 _AUTO = r"""
 search() {
-A=1
-N="{versioned}"; each
-A=; N="{unversioned}"; each
+{common}
+V="{versioned}"
+A=1; N=$V; each
+A=2; N="{unversioned}"; each
 if [ "$P" ]; then printf %s "$P"; return; fi
 say requested missing - "" {auto} ""
 printf "%s\n" "$F"
@@ -251,9 +258,7 @@ class Status(enum.Enum):
     FAILED = "failed"
 
 
-_MISSING = frozenset(
-    {Status.MISSING, Status.NOT_EXECUTABLE, Status.DIRECTORY, Status.DANGLING}
-)
+_MISSING = frozenset({Status.MISSING, Status.NOT_EXECUTABLE, Status.DIRECTORY, Status.DANGLING})
 
 _KINDS = {
     "missing": Status.MISSING,
@@ -375,8 +380,8 @@ def auto_command() -> list[str]:
     :return: A ``python_path`` that starts the best interpreter of the host: the newest Python 3, at
         least :data:`MINIMUM`, among the usual names and places. Only those that really run count; a
         debug build, a pre-release or another implementation than CPython only where there is
-        nothing else. Among equals the one that is first on PATH. Where there is none, the connection
-        fails, and :func:`parse_report` finds in its text that it is missing.
+        nothing else. Among equals the one that is first on PATH. Where there is none, the
+        connection fails, and :func:`parse_report` finds in its text that it is missing.
     """
     return list(_AUTO_COMMAND)
 
@@ -439,10 +444,10 @@ def _requested(
         return Requested(status, name, version=version, exit_status=ended_with)
     if kind not in _KINDS:
         return None
-    output = output.strip()
-    if not output and ended_with in (124, 137):
-        output = f"no answer within {_PATIENCE} seconds, or killed"
-    return Requested(_KINDS[kind], name, exit_status=ended_with, output=output)
+    lines = [output.strip()] if output.strip() else []
+    if kind == "failed" and ended_with in _GIVEN_UP:
+        lines.insert(0, f"no answer within {_PATIENCE} seconds, or killed")
+    return Requested(_KINDS[kind], name, exit_status=ended_with, output="\n".join(lines))
 
 
 def _places(path: str) -> tuple[str, ...]:
@@ -467,6 +472,9 @@ def _dotted(version: tuple[int, ...]) -> str:
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in version.split("."))
 
+
+# What timeout ends with, or what was killed by it, with TERM or with KILL.
+_GIVEN_UP = (124, 137, 143)
 
 _VERSION = re.compile(r"\d{1,4}(\.\d{1,4}){2}")
 
@@ -494,25 +502,34 @@ def _shell(script: str) -> list[str]:
     return ["/bin/sh", "-c", f"eval \"$(printf %b '{encoded}')\"", "inmanta-python"]
 
 
-def _fill(script: str) -> str:
-    values = {
-        "python": _PYTHON,
-        "patience": str(_PATIENCE),
-        "silent": str(_MOST_SILENT),
-        "tried": str(_MOST_TRIED),
-        "output": str(_MOST_OUTPUT),
-        "places": ":".join(PLACES),
-        "homes": ":".join(f"$HOME/{place}" for place in HOME_PLACES),
-        "names": " ".join(
-            [UNVERSIONED_NAMES[0], *VERSIONED_NAMES, *UNVERSIONED_NAMES[1:]],
-        ),
-        "versioned": " ".join(VERSIONED_NAMES),
-        "unversioned": " ".join(UNVERSIONED_NAMES),
-        "auto": AUTO,
-    }
+def _fill(script: str, **values: str) -> str:
     # No str.format: shells love braces.
     return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), script)
 
 
-_PROBE_COMMAND = _shell(_fill(_COMMON + _PROBE))
-_AUTO_COMMAND = _shell(_fill(_COMMON + _AUTO))
+_COMMON_FILLED = _fill(
+    _COMMON.strip(),
+    python=_PYTHON,
+    patience=str(_PATIENCE),
+    silent=str(_MOST_SILENT),
+    tried=str(_MOST_TRIED),
+    output=str(_MOST_OUTPUT),
+    places=":".join(PLACES),
+    homes=":".join(f"$HOME/{place}" for place in HOME_PLACES),
+)
+_PROBE_COMMAND = _shell(
+    _fill(
+        _PROBE,
+        common=_COMMON_FILLED,
+        names=" ".join([UNVERSIONED_NAMES[0], *VERSIONED_NAMES, *UNVERSIONED_NAMES[1:]]),
+    )
+)
+_AUTO_COMMAND = _shell(
+    _fill(
+        _AUTO,
+        common=_COMMON_FILLED,
+        versioned=" ".join(VERSIONED_NAMES),
+        unversioned=" ".join(UNVERSIONED_NAMES),
+        auto=AUTO,
+    )
+)
