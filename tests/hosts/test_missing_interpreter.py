@@ -15,7 +15,7 @@ from container import Container
 from reach import Context, Fails, Reach
 
 import support
-from inmanta_plugins.mitogen import PythonNotFoundError
+from inmanta_plugins.mitogen import Proxy, PythonNotFoundError
 from inmanta_plugins.mitogen.errors import Cause, ConnectError
 from pytest_inmanta_mitogen import SshHost, SshHostFactory
 
@@ -133,12 +133,15 @@ def test_ssh_with_a_french_noisy_login_shell(
     assert_missing(error, missing, "hôte")
 
 
-@pytest.fixture(scope="session")
-def login(server: SshHost, trusted: support.User) -> Context:
+@pytest.fixture(scope="module")
+def login(server: SshHost, trusted: support.User, python: str) -> collections.abc.Iterator[Context]:
     """
     The context of a user who may become anyone.
     """
-    return server.serialized(name="bastion", username=trusted.name)
+    context = server.serialized(name="bastion", username=trusted.name)
+    # Whoever goes through it shares it, and need not wait for a login.
+    with Proxy({"method_name": "doas", "python_path": [python], "via": context}):
+        yield context
 
 
 def test_sudo(fails: Fails, login: Context, missing: list[str]) -> None:
@@ -194,19 +197,33 @@ def test_podman(fails: Fails, odd_container: Container, missing: list[str]) -> N
     assert_missing(error, missing, "pod")
 
 
-def test_the_last_hop_of_a_chain(
-    fails: Fails, login: Context, odd_container: Container, python: str, missing: list[str]
-) -> None:
+@pytest.fixture(scope="module")
+def chain(
+    login: Context, odd_container: Container, python: str
+) -> collections.abc.Iterator[Context]:
+    """
+    The context of a user in a container who may become root there with su.
+    """
     sudo = {"method_name": "sudo", "name": "admin", "python_path": [python], "via": login}
     podman = {**in_podman(odd_container, [python], sudo), "username": odd_container.user}
-    context = {
+    with Proxy(become_root(podman, odd_container, [python])):
+        yield podman
+
+
+def become_root(podman: Context, container: Container, python_path: list[str]) -> Context:
+    return {
         "method_name": "su",
         "name": "inner",
-        "python_path": missing,
-        "password": odd_container.root_password,
+        "python_path": python_path,
+        "password": container.root_password,
         "via": podman,
     }
-    error = fails(context, PythonNotFoundError)
+
+
+def test_the_last_hop_of_a_chain(
+    fails: Fails, chain: Context, odd_container: Container, missing: list[str]
+) -> None:
+    error = fails(become_root(chain, odd_container, missing), PythonNotFoundError)
     assert_missing(error, missing, "inner")
 
 
