@@ -7,7 +7,6 @@ PYTEST_ARGS ?=
 # More arguments for tools/matrix.py, e.g. make matrix MATRIX_ARGS="--row 3.13"
 MATRIX_ARGS ?=
 
-requirements := -r requirements-dev.txt $(addprefix -r ,$(wildcard demo/requirements.txt))
 python := .venv/bin/python
 
 .DEFAULT_GOAL := help
@@ -17,7 +16,7 @@ help: ## what there is to make
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | expand -t 10
 
 env: ## .venv, up to date: this module (editable) and all that tests, checks and demo use
-	@tools/make_env.sh .venv "$(PYTHON)" $(requirements)
+	@tools/make_env.sh .venv "$(PYTHON)" -r requirements-dev.txt
 
 host:
 	@tools/prepare_host.sh

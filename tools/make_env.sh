@@ -20,14 +20,14 @@ described=$("$python" -c 'import sys; print(sys.version, sys.prefix)' 2>/dev/nul
     fail "No Python runs as '$python'. Name another: make PYTHON=/path/to/python3.13"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     fail "'$python' is Python ${described%% *}, this needs 3.11 or later: make PYTHON=python3.13"
-"$python" -c 'import ensurepip, venv' 2>/dev/null ||
-    fail "'$python' has no venv module (Debian: apt-get install python3-venv)."
+has_venv() { "$python" -c 'import ensurepip, venv' 2>/dev/null; }
+has_venv || tools/prepare_host.sh python3-venv
+has_venv || fail "'$python' has no venv module (Debian: apt-get install python3-venv)."
 
 stamp=$(
     {
         echo "$described" "$PWD" "$@"
-        cat setup.cfg setup.py requirements-dev.txt tools/make_env.sh
-        cat demo/requirements.txt docs/requirements.txt 2>/dev/null || true
+        cat setup.cfg setup.py requirements-dev.txt demo/requirements.txt tools/make_env.sh
     } | sha256sum
 )
 [ "$(cat "$directory/.stamp" 2>/dev/null)" = "$stamp" ] && exit 0

@@ -1,10 +1,11 @@
 #!/bin/sh
-# Installs the Debian packages that the tests use, where that can be done: as root, with apt.
-# Elsewhere it does nothing and says nothing; the tests that miss something say what they skip.
+# Installs the Debian packages that it is given, or those that the tests use, where that can be done:
+# as root, with apt. Elsewhere it does nothing and says nothing; the tests say what they miss.
 set -eu
 
-packages="openssh-server openssh-client sudo opendoas zsh podman uidmap crun debootstrap
-    iproute2 acl attr util-linux procps python3 python3-venv"
+tests_use="openssh-server openssh-client sudo opendoas zsh podman crun iproute2 acl attr locales
+    passwd procps util-linux python3"
+packages=${*:-$tests_use}
 
 [ "$(id -u)" = 0 ] && command -v apt-get dpkg-query >/dev/null || exit 0
 
@@ -19,7 +20,7 @@ missing=$(
 )
 [ -n "$missing" ] || exit 0
 
-echo "Installing what the tests use:" $missing
+echo "Installing:" $missing
 export DEBIAN_FRONTEND=noninteractive
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
@@ -33,5 +34,5 @@ fi
 # shellcheck disable=SC2086
 if ! { apt-get update -q && apt-get install -q -y --no-install-recommends $missing; } >"$log" 2>&1 </dev/null; then
     tail -n 15 "$log" >&2
-    echo "Not all could be installed; the tests that need it will be skipped." >&2
+    echo "Not all of it could be installed." >&2
 fi
