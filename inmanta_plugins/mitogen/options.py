@@ -319,7 +319,7 @@ def address_of(hop: Mapping[str, Any]) -> str:
     names = method.address if method else ("hostname", "container", "pod")
     address = next((text for text in map(hop.get, names) if text and isinstance(text, str)), "")
     port = hop.get("port")
-    if not address or port is None or port == 22 or not _is_int(port):
+    if not address or port == 22 or not (PORT.has_type(port) and PORT.is_allowed(port)):
         return address
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 

@@ -120,7 +120,10 @@ def _texts(value: object) -> list[str]:
 
 
 def _shown(value: object) -> str:
-    text = repr(value[:60] if isinstance(value, str) else value)
+    try:
+        text = repr(value[:60] if isinstance(value, str) else value)
+    except ValueError:  # an int of too many digits
+        return f"an {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
