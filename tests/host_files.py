@@ -1,0 +1,114 @@
+"""
+What tests of the host's files share: file systems, other users and ways to die.
+"""
+
+import collections.abc
+import contextlib
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+
+import support
+
+CHECKOUT = pathlib.Path(__file__).parents[1]
+
+#: Users who need no entry anywhere.
+ALICE = 54321
+MALLORY = 54322
+
+_PRELUDE = """
+import os, resource, signal, stat, sys, tempfile
+import inmanta_mitogen
+from inmanta_mitogen import put
+from inmanta_mitogen.staged import StagedWrite
+uid = int(sys.argv.pop(1))
+os.setgroups([])
+os.setresgid(uid, uid, uid)
+os.setresuid(uid, uid, uid)
+args = sys.argv[1:]
+"""
+
+
+def python_as(
+    uid: int, code: str, *args: object, umask: int = 0o022
+) -> "subprocess.CompletedProcess[str]":
+    """
+    Runs Python code as another user, with ``put``, ``StagedWrite`` and ``args`` at hand.
+
+    :raises AssertionError: When it fails; the text is what it printed.
+    """
+    # Imports happen before the change of user, who may not read this interpreter's files.
+    done = subprocess.run(
+        [sys.executable, "-c", _PRELUDE + code, str(uid), *map(str, args)],
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        capture_output=True,
+        text=True,
+        umask=umask,
+    )
+    assert not done.returncode, done.stderr
+    return done
+
+
+@contextlib.contextmanager
+def public_directory() -> collections.abc.Iterator[pathlib.Path]:
+    """
+    A directory that every user may enter, unlike pytest's.
+    """
+    path = pathlib.Path(tempfile.mkdtemp(prefix="inmanta-mitogen-test-"))
+    try:
+        path.chmod(0o755)
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def mounted(*arguments: object) -> collections.abc.Iterator[None]:
+    """
+    Mounts something. Only root can call it.
+
+    :param arguments: Those of mount(8); the last one is the mount point.
+    :raises OSError: When this kernel or this container has or allows no such mount.
+    """
+    command = [support.find_program("mount") or "mount", *map(str, arguments)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise OSError(done.stderr.strip())
+    try:
+        yield
+    finally:
+        unmount = support.find_program("umount") or "umount"
+        subprocess.run([unmount, str(arguments[-1])], check=True)
+
+
+def die_at_step(step: int, function: collections.abc.Callable[[], object]) -> bool:
+    """
+    Calls a function in a process of its own, which is killed when the function asks the system for
+    something to be done to a file for the nth time.
+
+    :return: Whether it was killed; False when there were fewer steps.
+    """
+    pid = os.fork()
+    if not pid:
+        left = step
+
+        def count(event: str, _: tuple[object, ...]) -> None:
+            nonlocal left
+            if event != "os.kill" and (event == "open" or event.startswith(("os.", "fcntl."))):
+                left -= 1
+                if left < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            sys.addaudithook(count)
+            function()
+        finally:
+            # Nothing of the test that was forked may go on here.
+            os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    return os.WIFSIGNALED(status)
