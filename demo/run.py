@@ -1,104 +1,23 @@
 """
-Deploys a small model with a real orchestrator, and shows what came of it.
-
-Everything it starts is gone when it ends, also after Ctrl-C. With KEEP=1 in the environment, or
-``--keep``, the orchestrator stays up until ``--stop`` or the signal that is printed.
+Deploys a small model with a real orchestrator, and shows what came of it; ``--help`` tells more.
 """
 
-import argparse
-import os
 import pathlib
+import signal
 import sys
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-
-from demo import keep
-from demo.processes import (
-    Interrupted,
-    ProcessFailedError,
-    interruptible,
-)
-from demo.scenario import DemoError, Options, run
-from demo.services import InmantaServer
-from demo.show import Show
 
 
 def main() -> int:
     """
     :return: The exit code: 0 when each resource ended as it should.
     """
-    arguments = _arguments()
-    if arguments.stop:
-        return keep.stop()
-    options = Options(
-        stand_in=arguments.stand_in, openssh=not arguments.asyncssh, timeout=arguments.timeout
-    )
-    if arguments.keep:
-        return keep.in_background(lambda release: _demo(options, release))
-    return _demo(options, None)
+    # Until there is something to clean up, a Ctrl-C ends this without a word.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+    from demo import program
 
-def _demo(options: Options, release: keep.Release | None) -> int:
-    show = Show()
-    try:
-        with interruptible():
-
-            def when_done(server: InmantaServer, environment: str) -> None:
-                if release is not None:
-                    _introduce(show, server, environment)
-                    keep.until_stopped(server.directory.parent, release)
-
-            run(show, options, when_done)
-    except Interrupted as interrupted:
-        show.say(f"[yellow]Interrupted ({interrupted}). Nothing is left of the demo.[/]")
-        return interrupted.exit_code
-    except ProcessFailedError as error:
-        show.failure(str(error), error.output)
-        return 1
-    except DemoError as error:
-        show.failure(str(error), error.logs)
-        return 1
-    return 0
-
-
-def _introduce(show: Show, server: InmantaServer, environment: str) -> None:
-    show.say(f"\nThe orchestrator stays up, as process {os.getpid()}.")
-    show.say(f"  API                 {server.url}/api/v2/docs")
-    show.say(f"  environment         {environment}")
-    show.say(f"  logs                {server.logs}")
-    show.say(
-        f"  the resources       curl -H 'X-Inmanta-tid: {environment}' {server.url}/api/v2/resource"
-    )
-    show.say(f"  to end it           kill {os.getpid()}   (or demo/run.py --stop)")
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
-    parser.add_argument(
-        "--keep",
-        action="store_true",
-        default=os.environ.get("KEEP", "") not in ("", "0"),
-        help="leave the orchestrator up (or KEEP=1 in the environment)",
-    )
-    parser.add_argument(
-        "--stop", action="store_true", help="end the orchestrators that were left up"
-    )
-    parser.add_argument(
-        "--asyncssh", action="store_true", help="do without OpenSSH, as where it is not installed"
-    )
-    parser.add_argument(
-        "--stand-in",
-        metavar="VERSION",
-        help="deploy with a published version of this module",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        default=Options.timeout,
-        metavar="SECONDS",
-        help="how long the deployment may take (default: %(default).0f)",
-    )
-    return parser.parse_args()
+    return program.main()
 
 
 if __name__ == "__main__":

@@ -93,8 +93,9 @@ def run(
     :raises DemoError: When something else fails once there is an orchestrator.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(no_orphans())
         directory = stack.enter_context(working_directory())
+        # Before the directory goes, so must all those that may still write to it.
+        stack.enter_context(no_orphans())
         try:
             server, environment = _deploy_all(show, stack, directory, options)
             when_done(server, environment)

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import pathlib
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -241,11 +242,14 @@ class InmantaServer:
     def log_tails(self, lines: int = 25) -> str:
         """
         :param lines: How many lines to return of each log.
-        :return: The end of the logs of the server and of its agents.
+        :return: The last warnings and errors in the logs of the server and of its agents; of a log
+            without any, its end.
         """
         logs = [self.log, *sorted(self.logs.glob("agent-*"))]
         return "\n".join(
-            f"==> {log} <==\n{text}" for log in logs if (text := tail(log, lines).strip())
+            f"==> {log} <==\n{text}"
+            for log in logs
+            if (text := trouble(tail(log, 5000), lines) or tail(log, lines).strip())
         )
 
     def _start(self) -> None:
@@ -337,6 +341,22 @@ class SshAgent:
     ) -> None:
         if self._process is not None:
             end([self._process])
+
+
+def trouble(log: str, lines: int) -> str:
+    """
+    :param log: A log of inmanta with a time on each record.
+    :param lines: How many lines to return.
+    :return: The last of the lines that belong to warnings and errors, their tracebacks included.
+    """
+    found = []
+    relevant = False
+    for line in log.splitlines():
+        if record := re.match(r"\d{4}-\d\d-\d\d \S+ (\w+) ", line):
+            relevant = record[1] in ("WARNING", "ERROR", "CRITICAL")
+        if relevant:
+            found.append(line)
+    return "\n".join(found[-lines:])
 
 
 def free_port(address: str) -> int:

@@ -9,11 +9,14 @@ import asyncio
 import dataclasses
 import os
 import sys
+import typing
 
 import asyncssh
 
 # Those with a value of their own.
 _WITH_VALUE = "BbcDEeFIiJLlmOopQRSWw"
+
+_CHUNK = 1 << 18
 
 
 @dataclasses.dataclass
@@ -76,27 +79,43 @@ async def _run(arguments: Arguments) -> int:
         agent_path=None,
         config=None,
     ) as connection:
-        process = await connection.create_process(
-            arguments.command,
-            encoding=None,
-            stdin=sys.stdin.buffer,
-            stdout=sys.stdout.buffer,
-            stderr=sys.stderr.buffer,
-        )
-        result = await process.wait()
-        return 255 if result.exit_status is None else result.exit_status
+        process = await connection.create_process(arguments.command, encoding=None)
+        sending = asyncio.create_task(_send(process))
+        await asyncio.gather(_receive(process.stdout, 1), _receive(process.stderr, 2))
+        status = (await process.wait()).exit_status
+        sending.cancel()
+        return 255 if status is None else status
 
 
-def main() -> int:
+# Threads wait for the standard streams, not the event loop: with one socket for input and output,
+# as mitogen has it, asyncio takes the coming of input for the end of the output.
+
+
+async def _send(process: asyncssh.SSHClientProcess[bytes]) -> None:
+    while data := await asyncio.to_thread(os.read, 0, _CHUNK):
+        process.stdin.write(data)
+        await process.stdin.drain()
+    process.stdin.write_eof()
+
+
+async def _receive(source: asyncssh.SSHReader[bytes], descriptor: int) -> None:
+    while data := await source.read(_CHUNK):
+        while data:
+            data = data[await asyncio.to_thread(os.write, descriptor, data) :]
+
+
+async def _main() -> typing.NoReturn:
     """
-    :return: The exit status: the command's, or 255 when the connection failed.
+    Ends the process, with the exit status of the command, or 255 when the connection failed.
     """
     try:
-        return asyncio.run(_run(parse(sys.argv[1:])))
+        status = await _run(parse(sys.argv[1:]))
     except (OSError, ValueError, asyncssh.Error) as error:
-        print(f"ssh: {error}", file=sys.stderr)
-        return 255
+        print(f"ssh: {error}", file=sys.stderr, flush=True)
+        status = 255
+    # Not the ordinary way, which would wait for the thread that waits for input.
+    os._exit(status)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    asyncio.run(_main())
