@@ -79,8 +79,9 @@ class SshHost:
         :param username: The user that they log in as, by default the current one. A server that
             root started lets in any user of the machine whose account is not locked, one that
             another user started only that user.
-        :param python_path: The interpreter that they start, by default the one that runs the tests.
-            Another user than root may not be allowed to execute that one.
+        :param python_path: The interpreter that they start, by default the one that runs the tests,
+            without the packages of its virtual environment: hosts have none of these. Another user
+            than root may not be allowed to execute that one.
         :param password_authentication: Whether the server accepts passwords too. It can check them
             only when root started it.
         :param environment: Variables that are set in each session.
@@ -90,7 +91,7 @@ class SshHost:
         """
         self.name = name
         self.username = username or pwd.getpwuid(os.geteuid()).pw_name
-        self.python_path = list(python_path or [sys.executable])
+        self.python_path = list(python_path or [_bare_interpreter()])
         self.port = 0
         self._password_authentication = password_authentication
         self._environment = {**(environment or {}), _MARKER: secrets.token_hex(8)}
@@ -176,10 +177,7 @@ class SshHost:
         """
         All the processes of all the sessions die, and the server goes on.
         """
-        deadline = time.monotonic() + _PATIENCE
-        while (pids := self.session_pids()) and time.monotonic() < deadline:
-            _signal(pids, signal.SIGKILL)
-            time.sleep(0.01)
+        self._signal_sessions(signal.SIGKILL, unless="")
 
     def freeze(self) -> None:
         """
@@ -187,8 +185,20 @@ class SshHost:
         a host that hangs.
         """
         if self._server is not None:
+            # First, so that it can start no new sessions.
             _signal([self._server.pid], signal.SIGSTOP)
-        _signal(self.session_pids(), signal.SIGSTOP)
+        self._signal_sessions(signal.SIGSTOP, unless="T")
+
+    def _signal_sessions(self, number: signal.Signals, *, unless: str) -> None:
+        # Again and again: they may be starting others, and a signal takes its time.
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
+            states = _processes()
+            pids = [pid for pid in self.session_pids() if states.get(pid, (0, "X"))[1] != unless]
+            if not pids:
+                return
+            _signal(pids, number)
+            time.sleep(0.01)
 
     def thaw(self) -> None:
         """
@@ -211,7 +221,7 @@ class SshHost:
         found = {pid for pid in processes if marker in _environment(pid)}
         if self._server is not None:
             found.add(self._server.pid)
-        while more := {pid for pid, parent in processes.items() if parent in found} - found:
+        while more := {pid for pid, (parent, _) in processes.items() if parent in found} - found:
             found |= more
         if self._server is not None:
             found.discard(self._server.pid)
@@ -374,6 +384,11 @@ class SshHost:
         return False
 
 
+def _bare_interpreter() -> str:
+    # What a virtual environment was made from. Without one it is sys.executable.
+    return str(getattr(sys, "_base_executable", sys.executable))
+
+
 def _free_port(hostname: str) -> int:
     with socket.socket() as listener:
         listener.bind((hostname, 0))
@@ -387,20 +402,21 @@ def _signal(pids: collections.abc.Iterable[int], number: signal.Signals) -> None
             os.kill(pid, number)
 
 
-def _processes() -> dict[int, int]:
+def _processes() -> dict[int, tuple[int, str]]:
     """
-    :return: The parent of each process of the machine that has not ended.
+    :return: Each process of the machine that has not ended: its parent, and its state as the
+        kernel's letter.
     """
     processes = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError):
-                stat = pathlib.Path("/proc", entry, "stat").read_bytes()
+                stat = pathlib.Path("/proc", entry, "stat").read_text(errors="replace")
                 # The second field, the command's name in parentheses, may hold anything, spaces and
                 # parentheses too.
-                state, parent = stat.rpartition(b")")[2].split()[:2]
-                if state not in (b"Z", b"X"):
-                    processes[int(entry)] = int(parent)
+                state, parent = stat.rpartition(")")[2].split()[:2]
+                if state not in ("Z", "X"):
+                    processes[int(entry)] = (int(parent), state)
     return processes
 
 
