@@ -1,11 +1,17 @@
 """
 What runs on the hosts: the functions that handlers call through a connection.
 
-Needs Python 3.6 and its standard library, nothing else, and imports nothing that hosts may lack.
+Needs Python 3.6 and its standard library, nothing else, and imports nothing that hosts may lack. A
+host gets each file from the agent when it is first needed, so this one loads none of the others
+before one of their functions is asked for.
 """
 
-from inmanta_mitogen.files import file_stat, hash_file, islink, lexists, put, read, read_binary
-from inmanta_mitogen.process import run
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inmanta_mitogen.files import file_stat, hash_file, islink, lexists, put, read, read_binary
+    from inmanta_mitogen.process import run
 
 __all__ = [
     "file_stat",
@@ -18,7 +24,17 @@ __all__ = [
     "run",
 ]
 
-# Logs and hosts know a function by its module's name, and these by this one: which file they are
-# in is nobody else's business.
-for _function in (file_stat, hash_file, islink, lexists, put, read, read_binary, run):
-    _function.__module__ = __name__
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from inmanta_mitogen import files, process
+
+    value = getattr(process if name == "run" else files, name)
+    globals()[name] = value
+    return value
+
+
+if sys.version_info < (3, 7):  # noqa: UP036  # hosts may be older than any that ruff knows
+    for _name in __all__:
+        __getattr__(_name)

@@ -12,7 +12,6 @@ import sys
 from typing import TYPE_CHECKING, Dict, Optional, Union
 
 from inmanta_mitogen.paths import AnyPath, native
-from inmanta_mitogen.staged import StagedWrite, as_bytes
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -172,6 +171,9 @@ def put(path: AnyPath, content: bytes) -> None:
         way is not to be trusted.
     :raises OSError: When it can't be written: ENOSPC, EDQUOT, ENXIO for a FIFO that nobody reads.
     """
+    # Imported late: most calls write nothing, and a host fetches each file that is imported.
+    from inmanta_mitogen.staged import StagedWrite, as_bytes
+
     view = as_bytes(content)
     with StagedWrite(path) as staged:
         staged.write(view)

@@ -1,8 +1,10 @@
-"""Functions that tests run on a host. They need nothing but the standard library."""
+"""Functions that tests run on a host. They need nothing but the standard library and mitogen."""
 
 import os
 import signal
 import time
+
+import mitogen.core
 
 
 def echo(*args, **kwargs):
@@ -48,6 +50,17 @@ def unreadable():
 
 def large(size):
     return b"x" * size
+
+
+@mitogen.core.takes_router
+def call_context(context_id, router):
+    """Asks another context of the same agent to run something."""
+    message = mitogen.core.Message.pickled(
+        (None, "os", None, "getpid", (), mitogen.core.Kwargs({})),
+        handle=mitogen.core.CALL_FUNCTION,
+    )
+    context = router.context_by_id(context_id)
+    return context.send_async(message).get(timeout=10).unpickle()
 
 
 class Holder:

@@ -11,11 +11,11 @@ import threading
 import time
 
 import far_side
+import inmanta.agent.handler
 import mitogen.core
 import pytest
-import support
 
-import inmanta.agent.handler
+import support
 from inmanta_plugins.mitogen import (
     CALL_TIMEOUT_ENV_VAR,
     CallTimeoutError,
@@ -187,7 +187,7 @@ def test_each_call_leaves_one_record(proxy: Proxy, recorder: Recorder) -> None:
 
 def test_a_failed_call_is_recorded_with_its_exception(proxy: Proxy, recorder: Recorder) -> None:
     recorder.records.clear()
-    with pytest.raises(RemoteException, match="builtins.ValueError: no luck") as caught:
+    with pytest.raises(RemoteException, match=r"builtins.ValueError: no luck") as caught:
         proxy.remote_call(far_side.fail, "no luck")
     assert caught.value.remote_type == "builtins.ValueError"
     assert isinstance(caught.value.remote_exception, mitogen.core.CallError)
@@ -275,9 +275,9 @@ def test_a_result_that_cannot_travel_is_named_and_the_interpreter_stays(
 
 def test_what_is_too_large_for_a_message_names_the_limit(proxy: Proxy) -> None:
     interpreter = proxy.remote_call(os.getpid)
-    with pytest.raises(ValueError, match="at most 134217728.*put"):
+    with pytest.raises(ValueError, match=r"at most 134217728.*put"):
         proxy.remote_call(far_side.echo, bytes(135 * 2**20))
-    with pytest.raises(RemoteException, match="at most 134217728.*read_binary"):
+    with pytest.raises(RemoteException, match=r"at most 134217728.*read_binary"):
         proxy.remote_call(far_side.large, 135 * 2**20)
     assert proxy.remote_call(os.getpid) == interpreter
 
@@ -386,9 +386,12 @@ def test_a_host_that_stays_away_fails_each_call_until_it_is_back(
 
 def test_a_call_over_its_time_ends_and_the_next_one_works(recorder: Recorder) -> None:
     before = support.Snapshot.take()
-    with Proxy(dict(LOCAL), logger=recorder, call_timeout=0.3) as proxy:
+    with Proxy(dict(LOCAL), logger=recorder, call_timeout=20) as proxy:
+        proxy.run("true")
+        proxy.call_timeout = 0.3
         with pytest.raises(CallTimeoutError, match=r"far_side.nap .*within 0\.3 seconds") as caught:
             proxy.remote_call(far_side.nap, 60)
+        proxy.call_timeout = 20
         assert isinstance(caught.value, RemoteException)
         assert isinstance(caught.value, TimeoutError)
         assert proxy.run("echo", ["next"])[0] == "next"
@@ -397,10 +400,12 @@ def test_a_call_over_its_time_ends_and_the_next_one_works(recorder: Recorder) ->
 
 def test_a_frozen_interpreter_is_found_by_the_call_timeout() -> None:
     before = support.Snapshot.take()
-    with Proxy(dict(LOCAL), call_timeout=0.5) as proxy:
+    with Proxy(dict(LOCAL), call_timeout=20) as proxy:
         freeze_interpreter(proxy)
+        proxy.call_timeout = 0.5
         with pytest.raises(CallTimeoutError):
             proxy.run("true")
+        proxy.call_timeout = 20
         assert proxy.run("echo", ["next"])[0] == "next"
     before.settle()
 

@@ -1,11 +1,5 @@
 """Run Python on any host, over ssh, sudo, containers or a chain of them, with nothing installed."""
 
-from inmanta_plugins.mitogen.serialize import (
-    get_optional_relation,
-    get_resource_context,
-    serialize_context,
-)
-
 from inmanta_plugins.mitogen.connect import build_context, context_hash
 from inmanta_plugins.mitogen.errors import (
     CallTimeoutError,
@@ -21,6 +15,12 @@ from inmanta_plugins.mitogen.logs import (
     truncate_logged_value,
 )
 from inmanta_plugins.mitogen.proxy import CALL_TIMEOUT_ENV_VAR, LOGGER, FileStat, Proxy
+from inmanta_plugins.mitogen.serialize import (
+    get_optional_relation,
+    get_resource_context,
+    serialize_context,
+)
+from inmanta_plugins.mitogen.serve import allow_modules
 
 __all__ = [
     "CALL_TIMEOUT_ENV_VAR",
@@ -35,6 +35,7 @@ __all__ = [
     "Proxy",
     "PythonNotFoundError",
     "RemoteException",
+    "allow_modules",
     "build_context",
     "context_hash",
     "get_optional_relation",

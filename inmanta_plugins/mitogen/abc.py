@@ -6,10 +6,10 @@ import inmanta.agent.handler
 import inmanta.execute.proxy
 import inmanta.export
 import inmanta.resources
-from inmanta_plugins.mitogen.serialize import get_resource_context
 
 from inmanta_plugins.mitogen.connect import context_hash
 from inmanta_plugins.mitogen.proxy import Proxy
+from inmanta_plugins.mitogen.serialize import get_resource_context
 
 
 class Resource(inmanta.resources.Resource):

@@ -127,23 +127,33 @@ def request(
     :raises TypeError: The function can't be found from a host, or an argument can't travel there.
     :raises ValueError: The arguments take more than `max_size`.
     """
-    module, qualname = _location(function)
-    trampoline = inmanta_mitogen.calls.call
-    call = (module, qualname, tuple(args), dict(kwargs))
-    # The form of mitogen's CallChain.make_msg: chain, module, class, name, arguments.
-    target = (None, trampoline.__module__, None, trampoline.__name__)
+    call = (*_location(function), tuple(args), dict(kwargs))
     try:
-        data = _dumps((*target, call, mitogen.core.Kwargs({})))
+        message = request_as_is(inmanta_mitogen.calls.call, *call)
     except Exception as error:
         raise _untransportable(function, args, kwargs, error) from None
-    if len(data) > max_size:
+    if len(message.data) > max_size:
         raise ValueError(
-            f"the arguments of {function_name(function)} take {len(data)} bytes, and a message"
-            f" carries at most {max_size}: move the content with Proxy.put or put_file, and pass"
-            " its path"
+            f"the arguments of {function_name(function)} take {len(message.data)} bytes, and a"
+            f" message carries at most {max_size}: move the content with Proxy.put or put_file, and"
+            " pass its path"
         )
+    return message
+
+
+def request_as_is(function: Callable[..., object], *args: object) -> mitogen.core.Message:
+    """
+    :param function: A function at the top level of a module.
+    :param args: Its arguments.
+    :return: The message that asks mitogen to call it, without what :func:`request` checks and
+        what :func:`inmanta_mitogen.calls.call` sees to.
+    """
+    # The form of mitogen's CallChain.make_msg: chain, module, class, name, arguments.
+    target = (None, function.__module__, None, function.__name__)
     return mitogen.core.Message(
-        data=data, enc=mitogen.core.Message.ENC_PKL, handle=mitogen.core.CALL_FUNCTION
+        data=_dumps((*target, args, mitogen.core.Kwargs({}))),
+        enc=mitogen.core.Message.ENC_PKL,
+        handle=mitogen.core.CALL_FUNCTION,
     )
 
 

@@ -16,12 +16,14 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 
+import inmanta_mitogen.calls
 import mitogen.core
 import mitogen.master
 import mitogen.parent
-from inmanta_plugins.mitogen import interpreters
+from inmanta_plugins.mitogen import calls, interpreters
 from inmanta_plugins.mitogen.diagnose import HopLost, diagnose
 from inmanta_plugins.mitogen.options import SECRET_OPTIONS, hops_of
+from inmanta_plugins.mitogen.serve import PREPARE_HOST, ServedModules
 from inmanta_plugins.mitogen.validate import apply_host_key_policy, validate_context
 
 Serialized = Mapping[str, object]
@@ -114,8 +116,28 @@ class Link:
         self._connecting = threading.Lock()
         self.context = self._connect(hop)
         mitogen.core.listen(self.context, "disconnect", self._gone.set)
+        mitogen.core.listen(self.context, "disconnect", self._forget)
         if self._stream() is None:
             self._gone.set()  # it went before anyone listened
+
+    def _forget(self) -> None:
+        served = self.router.responder.policy
+        if self.via is None and isinstance(served, ServedModules):
+            served.forget(self.context.context_id)
+
+    def allow(self, function: Callable[..., object]) -> None:
+        """
+        Let the host have the modules that a function needs, where the router holds them back.
+
+        :param function: The function that is about to be called there.
+        :raises UnservableError: The function's file needs what hosts don't have.
+        """
+        next_to_agent = self
+        while next_to_agent.via is not None:
+            next_to_agent = next_to_agent.via
+        served = self.router.responder.policy
+        if isinstance(served, ServedModules):
+            served.allow(next_to_agent.context.context_id, function)
 
     def _connect(self, hop: Serialized) -> mitogen.parent.Context:
         method = str(hop["method_name"])
@@ -264,6 +286,8 @@ class Connection:
         self._hub = hub
         self._via = via
         self.link = link
+        # Nothing waits for it: what is sent next is run after it.
+        link.context.send(calls.request_as_is(exec, PREPARE_HOST, {}))
         self._lock = threading.Lock()
         self._closed = False
 
@@ -271,6 +295,19 @@ class Connection:
     def alive(self) -> bool:
         """Whether calls can be sent through it, as far as this side knows."""
         return self.link.alive
+
+    def send(
+        self, function: Callable[..., object], message: mitogen.core.Message
+    ) -> mitogen.core.Receiver:
+        """
+        :param function: A function.
+        :param message: The request to call it.
+        :return: Where the answer will come.
+        :raises UnservableError: The function's file needs what hosts don't have.
+        """
+        self.link.allow(inmanta_mitogen.calls.call)
+        self.link.allow(function)
+        return self.link.context.send_async(message)
 
     def close(self, timeout: float) -> bool:
         """
@@ -325,6 +362,7 @@ class Hub:
                 broker = mitogen.master.Broker(install_watcher=False)
                 self._router = mitogen.master.Router(broker)
                 self._router.unidirectional = True
+                ServedModules(self._router)
             self._users += 1
             return self._router
 

@@ -14,7 +14,6 @@ import re
 from collections.abc import Mapping
 
 import mitogen.core
-from inmanta_plugins.mitogen.options import describe_hop
 
 README_NOTE = (
     "The README of the mitogen module, section 'Python on the host', tells how to choose the"
@@ -52,6 +51,9 @@ class PythonNotFoundError(FileNotFoundError):
         found: str = "",
         missing: str | None = None,
     ) -> None:
+        # Imported late: the options raise errors, and an error describes options.
+        from inmanta_plugins.mitogen.options import describe_hop
+
         self.hop = describe_hop(serialized_context)
         self.found = found
         super().__init__(

@@ -310,7 +310,7 @@ class Proxy(ForkAware):
         message = calls.request(
             call.function, call.args, call.kwargs, connection.link.router.max_message_size
         )
-        call.receiver = connection.link.context.send_async(message)
+        call.receiver = connection.send(call.function, message)
         call.connection = connection
 
     def _finish(self, call: _Call) -> object:
