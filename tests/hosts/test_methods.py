@@ -38,11 +38,26 @@ def use(proxy: Proxy, user: str) -> None:
     :param user: Whom the calls have to run as.
     """
     assert proxy.run("id", ["-un"]) == (user, "", 0)
-
+    assert proxy.run("sh", ["-c", "echo $GREETING; exit 3"], env={"GREETING": "moin"}) == (
+        "moin",
+        "",
+        3,
+    )
     directory = f"/tmp/{uuid.uuid4()}"
+    proxy.mkdir(directory)
+    try:
+        use_files(proxy, user, directory)
+    finally:
+        proxy.rmdir(directory)
+    assert not proxy.file_exists(directory)
+
+
+def use_files(proxy: Proxy, user: str, directory: str) -> None:
+    """
+    Does everything that can be done with files, in an empty directory there.
+    """
     file, link = f"{directory}/file", f"{directory}/link"
     content = bytes(range(256)) * 1000
-    proxy.mkdir(directory)
     proxy.put(file, content)
     proxy.chmod(file, "640")
     proxy.symlink(file, link)
@@ -55,15 +70,8 @@ def use(proxy: Proxy, user: str) -> None:
     assert proxy.read(file) == "grüße\n"
     assert proxy.hash_file(file) == hashlib.sha1("grüße\n".encode()).hexdigest()
     assert proxy.run("cat", ["link"], cwd=directory, timeout=10) == ("grüße", "", 0)
-    assert proxy.run("sh", ["-c", "echo $GREETING; exit 3"], env={"GREETING": "moin"}) == (
-        "moin",
-        "",
-        3,
-    )
     proxy.remove(link)
     assert not proxy.file_exists(link)
-    proxy.rmdir(directory)
-    assert not proxy.file_exists(directory)
 
 
 def variables(proxy: Proxy) -> dict[str, str]:
