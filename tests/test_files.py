@@ -16,7 +16,6 @@ from collections.abc import Iterator
 import pytest
 from host_files import ALICE, CHECKOUT, MALLORY, mounted, public_directory, python_as
 
-import inmanta_mitogen
 import support
 from inmanta_mitogen import file_stat, hash_file, islink, lexists, put, read, read_binary
 
@@ -103,11 +102,6 @@ def test_the_host_side_works_without_what_only_linux_has(tmp_path: pathlib.Path)
         text=True,
     )
     assert (done.stdout, done.returncode) == ("fine\n", 0), done.stderr
-
-
-def test_the_functions_are_known_by_the_name_of_the_package() -> None:
-    for name in inmanta_mitogen.__all__:
-        assert getattr(inmanta_mitogen, name).__module__ == "inmanta_mitogen"
 
 
 # Reading

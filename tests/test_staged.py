@@ -490,22 +490,39 @@ def test_put_keeps_the_old_content_of_a_bind_mounted_file_when_the_disk_is_full(
     assert source.read_bytes() == b"old" * 1000
 
 
-def test_concurrent_puts_in_place_leave_one_of_the_contents_whole(
+def test_concurrent_puts_in_place_leave_one_of_the_contents_whole(tmp_path: pathlib.Path) -> None:
+    support.need("mount", "umount", root=True)
+    file = tmp_path / "file"
+    file.touch()
+    # Large enough for several system calls, in which the others get their turn.
+    contents = [bytes([65 + number]) * ((number + 4) << 20) for number in range(4)]
+    context = multiprocessing.get_context("fork")
+    with mounted("--bind", file, file):
+        writers = [
+            context.Process(target=put_often, args=(str(file), content, 4)) for content in contents
+        ]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join()
+            assert writer.exitcode == 0
+            writer.close()
+    assert file.read_bytes() in contents
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_put_in_place_waits_for_the_end_of_another_one(
     bound: tuple[pathlib.Path, pathlib.Path],
 ) -> None:
     source, target = bound
-    contents = [bytes([65 + number]) * (100_000 * number + 1000) for number in range(5)]
-    context = multiprocessing.get_context("fork")
-    writers = [
-        context.Process(target=put_often, args=(str(target), content, 10)) for content in contents
-    ]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-        assert writer.exitcode == 0
-        writer.close()
-    assert source.read_bytes() in contents
+    waiting = threading.Thread(target=put, args=(str(target), b"new"))
+    with open(source, "rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        waiting.start()
+        waiting.join(0.5)
+        assert source.read_bytes() == b"old" * 1000
+    waiting.join()
+    assert source.read_bytes() == b"new"
 
 
 def test_a_lock_of_someone_else_does_not_block_put_for_ever(
