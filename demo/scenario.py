@@ -18,7 +18,7 @@ from demo.processes import ignore_interrupts, no_orphans, working_directory
 from demo.services import InmantaServer, Postgres
 from demo.show import Show
 
-#: How each agent of the model reaches its host.
+#: The agents of the model, with how each of them reaches its host.
 WAYS = {
     "this-machine": "mitogen::Local",
     "by-ssh": "mitogen::Ssh",
@@ -31,8 +31,13 @@ WITHOUT_PYTHON = "no-python"
 
 _DEPLOYED = tuple(agent for agent in WAYS if agent != WITHOUT_PYTHON)
 
+_MODEL = [
+    *((agent, type) for agent in _DEPLOYED for type in ("fs::File", "exec::Run")),
+    (WITHOUT_PYTHON, "fs::File"),
+]
+
 #: The number of resources in the model.
-RESOURCES = 2 * len(_DEPLOYED) + 1
+RESOURCES = len(_MODEL)
 
 _HERE = pathlib.Path(__file__).resolve().parent
 
@@ -184,10 +189,7 @@ def problems_of(
     """
     problems = []
     found = {(each.agent, each.type): (each, log) for each, log in deployed}
-    wanted = {
-        (agent, type): "deployed" for agent in _DEPLOYED for type in ("fs::File", "exec::Run")
-    }
-    wanted[WITHOUT_PYTHON, "fs::File"] = "failed"
+    wanted = {(agent, type): wanted_state(agent) for agent, type in _MODEL}
     if found.keys() != wanted.keys():
         problems.append(f"There are resources for {sorted(found)}, not for {sorted(wanted)}.")
     for key, state in wanted.items():
@@ -202,6 +204,14 @@ def problems_of(
     if not _interpreter_missed(found.get((WITHOUT_PYTHON, "fs::File"))):
         problems.append(f"The log of the file on {WITHOUT_PYTHON} has no PythonNotFoundError.")
     return problems + _problems_on_disk(target, host)
+
+
+def wanted_state(agent: str) -> str:
+    """
+    :param agent: An agent of the model.
+    :return: The state that its resources have to end in.
+    """
+    return "failed" if agent == WITHOUT_PYTHON else "deployed"
 
 
 def _problems_on_disk(target: pathlib.Path, host: LoginHost) -> list[str]:
@@ -247,8 +257,8 @@ def _project(
     project.mkdir()
     for name in ("project.yml", "main.cf"):
         shutil.copy(_HERE / name, project)
-    # The file module's newest versions use what inmanta-core 14 does not have, and do not say so.
-    limit = "<1.2" if int(version.split(".")[0]) < 15 else ""
+    # The file module's newer versions need inmanta-core 15, and do not say so.
+    limit = "<1.1.1" if int(version.split(".")[0]) < 15 else ""
     (project / "requirements.txt").write_text(
         f"inmanta-module-mitogen\ninmanta-module-exec\ninmanta-module-fs{limit}\n"
     )
@@ -299,7 +309,7 @@ def _tell(
     show: Show, deployed: list[tuple[Resource, list[LogRecord]]], target: pathlib.Path
 ) -> None:
     show.say()
-    show.resources(deployed, ways=WAYS, directory=str(target))
+    show.resources(deployed, ways=WAYS, wanted_state=wanted_state, directory=str(target))
     show.say(f"[dim]… is {target}; by-address goes over ssh, with {sudo_description()}.[/]")
     show.say()
     for path in sorted(target.iterdir()):

@@ -22,6 +22,9 @@ _STATE_STYLES = {"deployed": "bold green", "failed": "bold red", "skipped": "yel
 # Where there is no terminal to ask for its width.
 _WIDTH = 132
 
+# How much of an error to show: what a host has of interpreters, say, can be a long list.
+_ERROR = 360
+
 
 class Stage:
     """
@@ -128,6 +131,7 @@ class Show:
         deployed: collections.abc.Sequence[tuple[Resource, list[LogRecord]]],
         *,
         ways: collections.abc.Mapping[str, str],
+        wanted_state: collections.abc.Callable[[str], str],
         directory: str,
     ) -> None:
         """
@@ -135,6 +139,7 @@ class Show:
 
         :param deployed: The resources, each with its log.
         :param ways: How each agent reaches its host, in the order to show them in.
+        :param wanted_state: The state that the resources of an agent should be in.
         :param directory: A path that is shown as an ellipsis.
         """
         table = rich.table.Table(
@@ -143,7 +148,7 @@ class Show:
         table.add_column("host", no_wrap=True)
         table.add_column("resource", max_width=28)
         table.add_column("state", no_wrap=True)
-        table.add_column("calls on the host, from the resource's log", ratio=1)
+        table.add_column("calls, from the resource's log", ratio=1)
         for agent, way in ways.items():
             host = rich.text.Text.from_markup(f"[bold]{agent}[/]\n[dim]{way}[/]")
             rows = [pair for pair in deployed if pair[0].agent == agent]
@@ -151,7 +156,7 @@ class Show:
                 table.add_row(
                     host,
                     _resource_text(resource, directory),
-                    rich.text.Text(resource.state, _STATE_STYLES.get(resource.state, "yellow")),
+                    _state_text(resource.state, wanted_state(agent)),
                     log_text(log, directory),
                 )
                 host = rich.text.Text()
@@ -213,7 +218,17 @@ def _error_text(record: LogRecord, directory: str) -> rich.text.Text:
     if bracket and name.isidentifier():
         text.append(name, "bold red")
         error = ": " + rest.removesuffix(")").strip("'\"")
-    text.append(_shorten(error, directory).replace("\\n", "\n"), "red")
+    error = _shorten(error, directory).replace("\\n", "\n")
+    text.append(error if len(error) <= _ERROR else error[:_ERROR] + " …", "red")
+    return text
+
+
+def _state_text(state: str, wanted: str) -> rich.text.Text:
+    text = rich.text.Text(state, _STATE_STYLES.get(state, "yellow"))
+    if state != wanted:
+        text.append(f"\nnot {wanted}", "bold red")
+    elif state != "deployed":
+        text.append("\nas it should", "green")
     return text
 
 
