@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import platform
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -20,8 +21,8 @@ import inmanta_mitogen.calls
 import mitogen.core
 import mitogen.master
 import mitogen.parent
-from inmanta_plugins.mitogen import calls, interpreters
-from inmanta_plugins.mitogen.diagnose import HopLost, diagnose
+from inmanta_plugins.mitogen import interpreters
+from inmanta_plugins.mitogen.diagnose import HopLost, diagnose, unprepared
 from inmanta_plugins.mitogen.options import SECRET_OPTIONS, hops_of
 from inmanta_plugins.mitogen.serve import PREPARE_HOST, ServedModules
 from inmanta_plugins.mitogen.validate import apply_host_key_policy, validate_context
@@ -119,6 +120,31 @@ class Link:
         mitogen.core.listen(self.context, "disconnect", self._forget)
         if self._stream() is None:
             self._gone.set()  # it went before anyone listened
+
+    def prepare(self, hop: Serialized) -> None:
+        """
+        Make the interpreter ready for calls, and end it when it can't be.
+
+        :param hop: The serialized context of the hop.
+        :raises ConnectError: It is too old for what is called there, or was lost again.
+        """
+        bounded = _BoundedHop(self.context, _seconds(hop))
+        try:
+            bounded.call(exec, PREPARE_HOST)
+        except mitogen.core.Error as error:
+            failure = error
+        except BaseException:
+            self.cut()
+            raise
+        else:
+            return
+        version: object = ""
+        with contextlib.suppress(mitogen.core.Error):
+            version = bounded.call(platform.python_version)
+        self.end(LEAVE_TIMEOUT)
+        # Python 2 calls bytes a string.
+        text = version.decode() if isinstance(version, bytes) else str(version)
+        raise unprepared(hop, failure, text) from None
 
     def _forget(self) -> None:
         served = self.router.responder.policy
@@ -250,8 +276,8 @@ class _BoundedHop:
         self._context = context
         self._seconds = seconds
 
-    def call(self, function: Callable[..., object], **kwargs: object) -> object:
-        receiver = self._context.call_async(function, **kwargs)
+    def call(self, function: Callable[..., object], *args: object, **kwargs: object) -> object:
+        receiver = self._context.call_async(function, *args, **kwargs)
         try:
             return receiver.get(timeout=self._seconds).unpickle(throw_dead=False)
         except mitogen.core.TimeoutError:
@@ -286,8 +312,6 @@ class Connection:
         self._hub = hub
         self._via = via
         self.link = link
-        # Nothing waits for it: what is sent next is run after it.
-        link.context.send(calls.request_as_is(exec, PREPARE_HOST, {}))
         self._lock = threading.Lock()
         self._closed = False
 
@@ -350,7 +374,9 @@ class Hub:
         via: _SharedHop | None = None
         try:
             via = self._acquire(hop.get("via"), router)
-            return Connection(self, Link(hop, via=_SharedHop.link_of(via), router=router), via)
+            link = Link(hop, via=_SharedHop.link_of(via), router=router)
+            link.prepare(hop)
+            return Connection(self, link, via)
         except BaseException:
             self.leave(via)
             raise

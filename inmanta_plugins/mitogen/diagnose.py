@@ -144,6 +144,27 @@ def diagnose(
     return _from_report(hop, report, text)
 
 
+def unprepared(hop: Mapping[str, object], failure: Exception, version: str) -> ConnectError:
+    """
+    :param hop: The serialized context whose interpreter was connected, and could not be prepared.
+    :param failure: What came of that.
+    :param version: The version of its Python, empty where it could not tell.
+    :return: The exception to raise.
+    """
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if numbers and numbers < interpreters.MINIMUM:
+        return _too_old(hop, first_of_python_path(hop), version)
+    return _connect_error(hop, _cause_of(hop, failure, str(failure)), _what_came_back(str(failure)))
+
+
+def _too_old(
+    hop: Mapping[str, object], program: str, version: str, found: str = ""
+) -> ConnectError:
+    needed = ".".join(map(str, interpreters.MINIMUM))
+    detail = f"{program} is Python {version}, at least {needed} is needed"
+    return _connect_error(hop, Cause.PYTHON_TOO_OLD, f"{detail}; {found}" if found else detail)
+
+
 def _from_report(
     hop: Mapping[str, object], report: interpreters.Report, text: str
 ) -> ConnectError | PythonNotFoundError:
@@ -153,14 +174,13 @@ def _from_report(
     if requested.is_missing:
         return PythonNotFoundError(hop, found=found, missing=program)
     if requested.status is interpreters.Status.TOO_OLD:
-        needed = ".".join(map(str, interpreters.MINIMUM))
-        detail = f"{program} is Python {requested.version}, at least {needed} is needed; {found}"
-        return _connect_error(hop, Cause.PYTHON_TOO_OLD, detail)
+        return _too_old(hop, program, str(requested.version), found)
     if requested.status is interpreters.Status.PERMISSION_DENIED:
         detail = f"the user may not execute {program}; {found}"
         return _connect_error(hop, Cause.PYTHON_DENIED, detail)
     if requested.status is interpreters.Status.FAILED:
-        detail = f"{program} ended with status {requested.exit_status}: {requested.output}; {found}"
+        said = f" ({requested.output})" if requested.output else ""
+        detail = f"{program} ended with status {requested.exit_status}{said}; {found}"
         return _connect_error(hop, Cause.PYTHON_FAILED, detail)
     return _connect_error(hop, Cause.OTHER, _what_came_back(text))
 

@@ -34,8 +34,8 @@ class PythonNotFoundError(FileNotFoundError):
     """
     The host was reached, and has no Python interpreter at the context's ``python_path``.
 
-    As an :class:`OSError`, it has ``errno`` ENOENT, ``filename`` (what was looked for) and
-    ``strerror``.
+    As an :class:`OSError`, it has ``errno`` ENOENT, ``filename`` (the first element of the
+    ``python_path``) and ``strerror``.
 
     :param serialized_context: The serialized context of the hop that lacks the interpreter.
     :param found: What is there instead, as a phrase for people, e.g. ``"found on that host:
@@ -56,16 +56,15 @@ class PythonNotFoundError(FileNotFoundError):
 
         self.hop = describe_hop(serialized_context)
         self.found = found
-        super().__init__(
-            errno.ENOENT,
-            f"No such python interpreter on host {self.hop}",
-            missing or first_of_python_path(serialized_context),
-        )
+        program = first_of_python_path(serialized_context)
+        self.missing = missing or program
+        super().__init__(errno.ENOENT, f"No such python interpreter on host {self.hop}", program)
         self.add_note(README_NOTE)
 
     def __str__(self) -> str:
-        text = super().__str__()
-        return f"{text} ({self.found})" if self.found else text
+        what = f"{self.missing!r} is missing" if self.missing != self.filename else ""
+        more = "; ".join(filter(None, (what, self.found)))
+        return f"{super().__str__()} ({more})" if more else super().__str__()
 
 
 def first_of_python_path(serialized_context: Mapping[str, object]) -> str:

@@ -82,7 +82,9 @@ def assert_missing(error: PythonNotFoundError, missing: list[str], hop: str) -> 
     :param hop: What the error has to call the place where the interpreter is missing.
     """
     assert isinstance(error, FileNotFoundError)
-    assert error.filename == missing[-1]
+    assert error.filename == missing[0]
+    assert error.missing == missing[-1]
+    assert repr(missing[-1]) in str(error)
     assert hop in str(error)
     assert "found on that host: " in str(error)
 
@@ -284,7 +286,7 @@ def test_an_interpreter_is_missing_where_there_is_no_other(
     fails: Fails, container_without_python: Container
 ) -> None:
     error = fails(in_podman(container_without_python, ["python9"]), PythonNotFoundError)
-    assert error.filename == "python9"
+    assert error.missing == "python9"
     assert "looked for" in str(error)
 
 
