@@ -3,8 +3,8 @@
 # as root, with apt. Elsewhere it does nothing and says nothing; the tests say what they miss.
 set -eu
 
-tests_use="openssh-server openssh-client sudo opendoas zsh podman crun iproute2 acl attr locales
-    passwd procps util-linux python3"
+tests_use="openssh-server openssh-client sudo opendoas zsh podman crun netavark aardvark-dns
+    iproute2 acl attr locales passwd procps util-linux python3"
 packages=${*:-$tests_use}
 
 [ "$(id -u)" = 0 ] && command -v apt-get dpkg-query >/dev/null || exit 0
@@ -31,8 +31,10 @@ if [ ! -e $policy ]; then
     chmod +x $policy
     trap 'rm -f "$log" $policy' EXIT
 fi
+install() { apt-get install -q -y --no-install-recommends "$@" >>"$log" 2>&1 </dev/null; }
+apt-get update -q >"$log" 2>&1 </dev/null || true
+# One by one where not all can be had, for each release has its own.
 # shellcheck disable=SC2086
-if ! { apt-get update -q && apt-get install -q -y --no-install-recommends $missing; } >"$log" 2>&1 </dev/null; then
-    tail -n 15 "$log" >&2
-    echo "Not all of it could be installed." >&2
-fi
+install $missing || for package in $missing; do
+    install "$package" || echo "Could not install $package: $(grep '^E:' "$log" | tail -n 1)" >&2
+done
