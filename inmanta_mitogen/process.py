@@ -7,6 +7,7 @@ import errno
 import io
 import math
 import os
+import re
 import selectors
 import signal
 import stat
@@ -115,6 +116,10 @@ class CommandTimeoutError(subprocess.TimeoutExpired):
         return "\n".join(lines)
 
 
+# What stands for a byte that is no UTF-8 after decoding with surrogateescape.
+_ESCAPED = re.compile("[\udc80-\udcff]")
+
+
 def run(
     command: str,
     arguments: Sequence[str] = [],
@@ -145,9 +150,9 @@ def run(
         empty input.
     :return: What it printed, what it printed as errors, and its exit status, or the negative number
         of the signal that ended it. Both texts are UTF-8, without white space around them. A byte
-        that is no UTF-8 is a lone surrogate from U+DC80 to U+DCFF, which no real text has
-        (:pep:`383`): ``text.encode("utf-8", "surrogateescape")`` gives the bytes back, and as an
-        argument or a path such a text means these bytes again.
+        that is no UTF-8 is shown as U+FFFD and its value, ``\ufffd\\xe9``: a text without U+FFFD
+        holds none. (Surrogates, as :pep:`383` has them, would be exact, and the orchestrator's
+        database refuses them: a handler that logs such a text would never finish deploying.)
     :raises CommandTimeoutError: When it was killed at the timeout.
     :raises FileNotFoundError: When the command, or what it needs to start, or ``cwd``, is not
         there; the text says which of them, and where it was looked for.
@@ -164,7 +169,11 @@ def decode_output(raw: bytes) -> str:
     """
     The text of what a command printed, as :func:`run` returns it.
     """
-    return raw.decode("utf-8", "surrogateescape").strip()
+    try:
+        return raw.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        text = raw.decode("utf-8", "surrogateescape").strip()
+        return _ESCAPED.sub(lambda match: "\ufffd\\x%02x" % (ord(match.group()) & 0xFF), text)
 
 
 def run_raw(
