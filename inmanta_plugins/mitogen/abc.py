@@ -58,7 +58,10 @@ class Handler(inmanta.agent.handler.HandlerAPI[R], Generic[R]):
     variable INMANTA_MITOGEN_CALL_TIMEOUT.
     """
 
-    @inmanta.agent.handler.cache(ignore=["serialized_context"], call_on_delete=_disconnect)
+    # Untyped in inmanta-core 14.
+    @inmanta.agent.handler.cache(  # type: ignore[untyped-decorator, unused-ignore]
+        ignore=["serialized_context"], call_on_delete=_disconnect
+    )
     def get_proxy(self, serialized_context: dict[str, object], hash: str, agent_name: str) -> Proxy:
         """
         Get the connected proxy of a context from the agent's cache, which disconnects it when it
