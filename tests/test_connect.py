@@ -237,6 +237,19 @@ def test_a_failed_connection_says_who_what_and_what_to_do() -> None:
     assert isinstance(error, mitogen.core.StreamError)
 
 
+@pytest.mark.parametrize("via", [False, True])
+def test_a_host_that_fails_in_another_encoding_is_heard(
+    via: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connect, "HOP_GRACE", 1.0)
+    python_path = ["/bin/sh", "-c", r"printf 'pas trouv\351\n'; exit 9"]
+    serialized = {**LOCAL, "python_path": python_path, "connect_timeout": 2}
+    if via:
+        serialized["via"] = dict(LOCAL)
+    with pytest.raises(ConnectError, match="did not answer" if via else "status 9"):
+        Proxy(serialized).connect()
+
+
 def test_a_program_that_is_not_there_is_named() -> None:
     proxy = Proxy({"method_name": "sudo", "name": "", "sudo_path": "/nope/sudo"})
     with pytest.raises(ConnectError, match="/nope/sudo") as caught:

@@ -14,20 +14,21 @@ import os
 import platform
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 
 import inmanta_mitogen.calls
 import mitogen.core
 import mitogen.master
 import mitogen.parent
-from inmanta_plugins.mitogen import interpreters
+from inmanta_plugins.mitogen import calls, interpreters
 from inmanta_plugins.mitogen.diagnose import HopLost, diagnose, unprepared
 from inmanta_plugins.mitogen.options import SECRET_OPTIONS, hops_of
 from inmanta_plugins.mitogen.serve import PREPARE_HOST, ServedModules
 from inmanta_plugins.mitogen.validate import apply_host_key_policy, validate_context
 
 Serialized = Mapping[str, object]
+Deliver = Callable[[mitogen.core.Message], object]
 
 # What a hop's answer may take beyond the connect_timeout that it itself watches over.
 HOP_GRACE = 5.0
@@ -115,11 +116,21 @@ class Link:
         self._gone = threading.Event()
         # A hop runs one call at a time: its deadline must not start while it serves another.
         self._connecting = threading.Lock()
-        self.context = self._connect(hop)
-        mitogen.core.listen(self.context, "disconnect", self._gone.set)
-        mitogen.core.listen(self.context, "disconnect", self._forget)
+        self._has_connected = False
+        self._adopt(self._connect(hop))
+
+    def _adopt(self, context: mitogen.parent.Context) -> None:
+        self.context = context
+        mitogen.core.listen(context, "disconnect", self._gone.set)
+        mitogen.core.listen(context, "disconnect", self._forget)
         if self._stream() is None:
             self._gone.set()  # it went before anyone listened
+
+    def _disown(self, context: mitogen.parent.Context) -> None:
+        """End a context that was connected after all, when nobody waited for it any more."""
+        with contextlib.suppress(mitogen.core.Error):  # the router may have ended first
+            self._adopt(context)
+            self.end(LEAVE_TIMEOUT)
 
     def prepare(self, hop: Serialized) -> None:
         """
@@ -196,21 +207,33 @@ class Link:
         return list(argv) if isinstance(argv, list | tuple) else [str(argv)]
 
     def _start(self, method: str, options: dict[str, object]) -> mitogen.parent.Context:
-        if self.via is None:
-            return self.router.connect(method, **options)
-        deadline = _seconds(options) + HOP_GRACE
-        with self.via.serving(deadline) as via:
-            return self.router.connect(method, via=via, **options)
+        def connect() -> mitogen.parent.Context:
+            if self.via is None:
+                return self.router.connect(method, **options)
+            deadline = _seconds(options) + HOP_GRACE
+            with self.via.serving(deadline) as via:
+                return self.router.connect(method, via=via, **options)
+
+        return _undisturbed(connect, self._disown)
 
     @contextlib.contextmanager
     def serving(self, seconds: float) -> Iterator["_BoundedHop"]:
         """Hold this hop for one connection through it; one that doesn't answer is cut off."""
         with self._connecting:
+            if self._has_connected:
+                # Not before there can be anything to forget: the hop would have to fetch it first.
+                self._order(inmanta_mitogen.calls.forget_ended)
             try:
                 yield _BoundedHop(self.context, seconds)
+                self._has_connected = True
             except mitogen.core.TimeoutError:
                 self.cut_if_silent()
                 raise HopLost(f"it did not answer for {seconds:.0f} seconds") from None
+
+    def _order(self, function: Callable[..., object], *args: object) -> None:
+        """Have the interpreter call a function once it can, and wait for nothing."""
+        self.allow(function)
+        self.context.send(calls.request_as_is(function, *args))
 
     def cut_if_silent(self) -> None:
         """Cut this link, and each one before it that doesn't answer a simple call either."""
@@ -226,9 +249,14 @@ class Link:
             link = link.via
 
     @property
+    def inherited(self) -> bool:
+        """Whether it belongs to the process that this one was forked from."""
+        return self._pid != os.getpid()
+
+    @property
     def alive(self) -> bool:
         """Whether it was connected by this process and has not been seen to end."""
-        return self._pid == os.getpid() and not self._gone.is_set()
+        return not self.inherited and not self._gone.is_set()
 
     def _stream(self) -> mitogen.core.Stream | None:
         return self.router.stream_by_id(self.context.context_id)
@@ -249,20 +277,54 @@ class Link:
         return left
 
     def cut(self) -> None:
-        """End the link on this side, whatever the host does."""
+        """End the link on this side, or have the hop before it do so, whatever the host does."""
         stream = self._stream()
         if stream is not None and stream.protocol.remote_id == self.context.context_id:
             self.router.disconnect_stream(stream)
-            # The interpreter, or the ssh client, the sudo, … that mitogen started for it. Mitogen
-            # would end it as well, but politely first, and the broker waits for that.
-            with contextlib.suppress(OSError):
-                stream.conn.proc.kill()
+            # Mitogen would end it as well, but politely first, and the broker waits for that.
+            inmanta_mitogen.calls.kill_started(stream.conn.proc)
+        elif stream is not None and self.via is not None:
+            with contextlib.suppress(mitogen.core.Error):  # the router may be ending
+                self.via._order(inmanta_mitogen.calls.cut, self.context.context_id)
         self._gone.set()
 
 
 def _seconds(options: Mapping[str, object]) -> float:
     timeout = options.get("connect_timeout") or mitogen.parent.Options.connect_timeout
     return float(timeout)  # type: ignore[arg-type]  # a number, the context is valid
+
+
+def _undisturbed(
+    connect: Callable[[], mitogen.parent.Context],
+    disown: Callable[[mitogen.parent.Context], object],
+) -> mitogen.parent.Context:
+    """
+    Connect, and if that is interrupted end what comes of it.
+
+    Mitogen's broker goes on to connect when the thread that waits for it is interrupted, and then
+    nobody would know of the connection.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return connect()  # only the main thread gets a KeyboardInterrupt
+    outcome: Future[mitogen.parent.Context] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(connect())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    def undo(outcome: Future[mitogen.parent.Context]) -> None:
+        if outcome.exception() is None:
+            disown(outcome.result())
+
+    threading.Thread(target=run, name="inmanta-mitogen-connect", daemon=True).start()
+    try:
+        return outcome.result()
+    except BaseException as error:
+        if not (outcome.done() and outcome.exception() is error):
+            outcome.add_done_callback(undo)
+        raise
 
 
 class _BoundedHop:
@@ -283,6 +345,10 @@ class _BoundedHop:
         except mitogen.core.TimeoutError:
             receiver.close()
             raise
+
+
+class _ConnectorInterrupted(Exception):  # noqa: N818  # tells what happened, and is no error
+    """The thread that connected a hop was interrupted: others who need it connect it themselves."""
 
 
 class _SharedHop:
@@ -314,6 +380,7 @@ class Connection:
         self.link = link
         self._lock = threading.Lock()
         self._closed = False
+        self._allowed: set[Callable[..., object]] = set()
 
     @property
     def alive(self) -> bool:
@@ -321,17 +388,59 @@ class Connection:
         return self.link.alive
 
     def send(
-        self, function: Callable[..., object], message: mitogen.core.Message
-    ) -> mitogen.core.Receiver:
+        self, function: Callable[..., object], message: mitogen.core.Message, deliver: Deliver
+    ) -> None:
         """
         :param function: A function.
         :param message: The request to call it.
-        :return: Where the answer will come.
+        :param deliver: Gets the answer, once, on the broker's thread, so it must not block. A dead
+            message tells that there will be none.
         :raises UnservableError: The function's file needs what hosts don't have.
+        :raises NotDeliveredError: The connection was closed meanwhile.
         """
-        self.link.allow(inmanta_mitogen.calls.call)
-        self.link.allow(function)
-        return self.link.context.send_async(message)
+        if function not in self._allowed:
+            self.link.allow(inmanta_mitogen.calls.call)
+            self.link.allow(function)
+            self._allowed.add(function)
+        message.reply_to = self._listen(deliver, persist=False)
+        self.post(message)
+
+    def post(self, message: mitogen.core.Message) -> None:
+        """
+        :param message: Sent to the host as it is.
+        :raises NotDeliveredError: The connection was closed meanwhile.
+        """
+        try:
+            self.link.context.send(message)
+        except mitogen.core.Error as error:
+            raise calls.NotDeliveredError(error) from None
+
+    def listen(self, deliver: Deliver) -> int:
+        """
+        :param deliver: Gets each message for the handle, on the broker's thread, until it is
+            unlistened; a dead one when the connection ends.
+        :return: A handle for the host to send to.
+        """
+        return self._listen(deliver, persist=True)
+
+    def _listen(self, deliver: Deliver, *, persist: bool) -> int:
+        handle: int = self.link.router.add_handler(
+            deliver, persist=persist, respondent=self.link.context
+        )
+        return handle
+
+    def unlisten(self, handle: int) -> None:
+        """
+        :param handle: What :meth:`listen` returned.
+        """
+
+        def forget() -> None:
+            with contextlib.suppress(KeyError):  # with the connection it went already
+                self.link.router.del_handler(handle)
+
+        # On the broker's thread, which walks through the handles when a connection ends.
+        with contextlib.suppress(mitogen.core.Error):
+            self.link.router.broker.defer(forget)
 
     def close(self, timeout: float) -> bool:
         """
@@ -340,6 +449,8 @@ class Connection:
         :param timeout: How long the host may take, in seconds.
         :return: Whether the host left by itself in time; False when it had to be cut off.
         """
+        if self.link.inherited:
+            return True  # the other process's to close; its locks may be held for ever here
         with self._lock:
             if self._closed:
                 return True
@@ -372,12 +483,15 @@ class Hub:
         hop = apply_host_key_policy(serialized_context)
         router = self._enter()
         via: _SharedHop | None = None
+        link: Link | None = None
         try:
             via = self._acquire(hop.get("via"), router)
             link = Link(hop, via=_SharedHop.link_of(via), router=router)
             link.prepare(hop)
             return Connection(self, link, via)
         except BaseException:
+            if link is not None:
+                link.cut()
             self.leave(via)
             raise
 
@@ -390,6 +504,8 @@ class Hub:
                 self._router.unidirectional = True
                 ServedModules(self._router)
             self._users += 1
+            # A router that always has some user lives for months.
+            self._router.broker.defer(inmanta_mitogen.calls.forget_ended_now, self._router)
             return self._router
 
     def leave(self, via: _SharedHop | None) -> None:
@@ -418,10 +534,17 @@ class Hub:
                 hop.via = self._acquire(serialized.get("via"), router)
                 before = _SharedHop.link_of(hop.via)
                 hop.link.set_result(Link(serialized, via=before, router=router))
-            except BaseException as error:
+            except Exception as error:
                 hop.link.set_exception(error)
+            except BaseException:
+                hop.link.set_exception(_ConnectorInterrupted())
+                self._release(hop)
+                raise
         try:
             hop.link.result()
+        except _ConnectorInterrupted:
+            self._release(hop)
+            return self._acquire(serialized, router)
         except BaseException:
             self._release(hop)
             raise
@@ -495,5 +618,18 @@ def _end_at_exit() -> None:
     threading._register_atexit(lambda: hub().end())  # type: ignore[attr-defined]  # not in typeshed
 
 
+def _history_in_any_encoding(streams: Iterable[mitogen.core.Stream | None]) -> str:
+    lines = [
+        line
+        for stream in streams
+        if stream
+        for line in getattr(stream.protocol, "logged_lines", ())
+    ]
+    return b"\n".join(line for _, line in sorted(lines)).decode("utf-8", "replace")
+
+
+# Mitogen's own takes all for UTF-8. What a host in another locale said before it failed raises then
+# on the broker's thread, and whoever waits for that connection waits for ever.
+mitogen.parent.get_history = _history_in_any_encoding
 os.register_at_fork(after_in_child=_after_fork_in_child)
 _end_at_exit()
