@@ -1,7 +1,10 @@
 """Runs on the host what the agent calls, and sees to it that the answer can travel back."""
 
+import contextlib
+import os
 import pickle
-from typing import Any, Dict, Tuple
+import signal
+from typing import Any, Dict, List, Tuple
 
 import mitogen.core
 
@@ -59,11 +62,76 @@ def _with_context_arguments(function: Any, kwargs: Dict[str, Any], econtext: Any
 @mitogen.core.takes_econtext  # type: ignore[untyped-decorator]  # mitogen is not typed
 def cut(context_id: int, econtext: Any) -> None:
     """
-    End the connection to an interpreter that was started from this one.
+    End an interpreter that was started from this one and does not leave by itself.
 
     :param context_id: Its mitogen context id.
     :param econtext: mitogen's description of this interpreter, which mitogen passes.
     """
     stream = econtext.router.stream_by_id(context_id)
     if stream is not None and stream.protocol.remote_id == context_id:
+        kill_started(stream.conn.proc)
         econtext.broker.defer(stream.on_disconnect, econtext.broker)
+
+
+def kill_started(process: Any) -> None:
+    """
+    Kill what was started for a connection (an interpreter, ssh, sudo, ...) and what that started in
+    turn, as far as this user may.
+
+    :param process: mitogen's ``Process`` of it.
+    """
+    # Looked up before the first is killed: its children would be init's from then on. They may be
+    # all that this user may kill, as when sudo to another user than root is stuck.
+    pids = [process.pid]
+    children = _children()
+    for pid in pids:
+        pids.extend(children.get(pid, []))
+    for pid in reversed(pids[1:]):
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        process.kill()
+
+
+def _children() -> Dict[int, List[int]]:
+    """Of each process its children; empty where there is no Linux /proc."""
+    children = {}  # type: Dict[int, List[int]]
+    with contextlib.suppress(OSError):
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                with contextlib.suppress(OSError):
+                    with open(f"/proc/{entry}/stat", "rb") as file:
+                        # The command's name, in parentheses, may hold any character.
+                        parent = int(file.read().rpartition(b")")[2].split()[1])
+                    children.setdefault(parent, []).append(int(entry))
+    return children
+
+
+@mitogen.core.takes_router  # type: ignore[untyped-decorator]  # mitogen is not typed
+def forget_ended(router: Any) -> None:
+    """
+    Let go of what mitogen keeps of the connections that ended, in the interpreter of a hop.
+
+    :param router: mitogen's router of this interpreter, which mitogen passes.
+    """
+    router.broker.defer(forget_ended_now, router)
+
+
+def forget_ended_now(router: Any) -> None:
+    """
+    Let go of what mitogen (0.3.54 and before) keeps of the connections that ended.
+
+    It keeps them until the router ends, and has no public way to make it forget them.
+
+    :param router: A mitogen router. This runs in the thread of its broker.
+    """
+    with router._write_lock:
+        for context_id, context in list(router._context_by_id.items()):
+            known = context_id in router._stream_by_id or context_id in mitogen.parent_ids
+            if not known and not router._handles_by_respondent.get(context):
+                del router._context_by_id[context_id]
+                router._handles_by_respondent.pop(context, None)
+    for listener in list(mitogen.core._signals(router.broker, "shutdown")):
+        reaper = getattr(listener, "__self__", None)  # type: Any
+        if type(reaper).__name__ == "Reaper" and reaper.proc.poll() is not None:
+            mitogen.core.unlisten(router.broker, "shutdown", listener)

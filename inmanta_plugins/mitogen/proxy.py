@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import queue
 import shutil
 import threading
 import time
@@ -20,6 +21,7 @@ from inmanta_plugins.mitogen import calls
 from inmanta_plugins.mitogen.connect import (
     LEAVE_TIMEOUT,
     Connection,
+    Deliver,
     ForkAware,
     hub,
     watch_forks,
@@ -38,6 +40,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LOGGER = logging.getLogger("inmanta_plugins.mitogen")
+
+# How often a call without a deadline makes sure that its connection is still there, in seconds.
+PATROL = 5.0
 
 CALL_TIMEOUT_ENV_VAR = "INMANTA_MITOGEN_CALL_TIMEOUT"
 
@@ -105,13 +110,21 @@ class _Call:
         self.started = time.monotonic()
         self.deadline = None if call_timeout is None else self.started + call_timeout
         self.call_timeout = call_timeout
-        self.receiver: mitogen.core.Receiver | None = None
+        self.inbox: queue.SimpleQueue[mitogen.core.Message] = queue.SimpleQueue()
+        self.deliver: Deliver = self.inbox.put
         self.connection: Connection | None = None
 
     @property
-    def remaining(self) -> float | None:
-        """The seconds left for it, None for no limit."""
-        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+    def patience(self) -> float:
+        """The seconds to wait before the deadline, or the connection, is looked at."""
+        if self.deadline is None:
+            return PATROL
+        return min(PATROL, max(0.0, self.deadline - time.monotonic()))
+
+    @property
+    def overdue(self) -> bool:
+        """Whether it took longer than it may."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
 
 
 class Proxy(ForkAware):
@@ -126,8 +139,10 @@ class Proxy(ForkAware):
     :param logger: Gets one DEBUG record for each remote call; by default the logger
         ``inmanta_plugins.mitogen``. The attribute of the same name may be set at any time: handlers
         set it to the context of the resource at hand.
-    :param call_timeout: The seconds a remote call may take, in whole: beyond it the call raises
-        :class:`CallTimeoutError` and its interpreter is given up. None, the default, takes the
+    :param call_timeout: The seconds a remote call may take, from when it is sent: beyond it the
+        call raises :class:`CallTimeoutError` and its interpreter is given up. Calls of other
+        threads that the host runs first count; connecting again does not, which the context's
+        ``connect_timeout`` limits. None, the default, takes the
         environment variable INMANTA_MITOGEN_CALL_TIMEOUT; without that too there is no limit.
     :raises ValueError: `call_timeout`, or the variable, is no number of seconds above 0.
     """
@@ -256,6 +271,7 @@ class Proxy(ForkAware):
             if self._revivals != seen and self._revival_error is not None:
                 raise RemoteException(self._revival_error)
             self._revivals += 1
+            self._revival_error = None
             self.logger.debug(
                 "The connection to %(context_name)s was lost, connecting again",
                 context_name=self._name,
@@ -265,13 +281,8 @@ class Proxy(ForkAware):
             except (ConnectError, PythonNotFoundError) as error:
                 self._revival_error = error
                 raise RemoteException(error) from error
-            self._revival_error = None
             connection.close(0.0)
             return self._connection
-
-    def _give_up(self, connection: Connection) -> None:
-        """Part from an interpreter that doesn't answer; the next call gets a new one."""
-        connection.link.end(LEAVE_TIMEOUT)
 
     # Calls
 
@@ -310,41 +321,47 @@ class Proxy(ForkAware):
         message = calls.request(
             call.function, call.args, call.kwargs, connection.link.router.max_message_size
         )
-        call.receiver = connection.send(call.function, message)
         call.connection = connection
+        connection.send(call.function, message, call.deliver)
 
     def _finish(self, call: _Call) -> object:
         try:
             try:
-                result = self._wait(call)
+                result = calls.result_of(call.function, self._receive(call))
             except calls.NotDeliveredError:
                 # The connection had ended, unseen until now: this is its revival.
                 self._send(call)
-                result = self._wait(call)
+                result = calls.result_of(call.function, self._receive(call))
         except RemoteException as error:
             self._log(call, exception=error)
             raise
         self._log(call, result=result)
         return result
 
-    def _wait(self, call: _Call) -> object:
-        receiver, connection = call.receiver, call.connection
-        assert receiver is not None  # set by _send
-        assert connection is not None
-        try:
-            answer = receiver.get(timeout=call.remaining, throw_dead=False)
-        except mitogen.core.TimeoutError:
-            self._give_up(connection)
-            raise CallTimeoutError(
-                TimeoutError(
-                    f"{calls.function_name(call.function)} did not end on {self._name} within"
-                    f" {call.call_timeout} seconds (call_timeout); its interpreter has been given"
-                    " up, whether it ran to its end is not known"
-                )
-            ) from None
-        except mitogen.core.ChannelError as error:
-            raise RemoteException(error) from error
-        return calls.result_of(call.function, answer)
+    def _receive(self, call: _Call) -> mitogen.core.Message:
+        """The next message that comes for a call."""
+        connection = call.connection
+        assert connection is not None  # set by _send
+        while True:
+            try:
+                return call.inbox.get(timeout=call.patience)
+            except queue.Empty:
+                if call.overdue:
+                    raise self._give_up(call) from None
+                if not connection.alive and call.inbox.empty():
+                    return mitogen.core.Message.dead("the connection has ended")
+
+    def _give_up(self, call: _Call) -> CallTimeoutError:
+        """Part from an interpreter that doesn't answer; the next call gets a new one."""
+        if call.connection is not None:
+            call.connection.link.end(LEAVE_TIMEOUT)
+        return CallTimeoutError(
+            TimeoutError(
+                f"{calls.function_name(call.function)} did not end on {self._name} within"
+                f" {call.call_timeout} seconds (call_timeout); its interpreter has been given"
+                " up, whether it ran to its end is not known"
+            )
+        )
 
     def _log(self, call: _Call, **outcome: object) -> None:
         ((key, value),) = outcome.items()
