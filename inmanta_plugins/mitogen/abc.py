@@ -1,5 +1,6 @@
 """Bases for the resources and handlers of adapter modules."""
 
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 import inmanta.agent.handler
@@ -20,7 +21,7 @@ class Resource(inmanta.resources.Resource):
     host's, else the implicit one of its ``std::Host``.
     """
 
-    fields = ("via",)
+    fields: Sequence[str] = ("via",)
     via: dict[str, object]
 
     @classmethod
