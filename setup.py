@@ -17,10 +17,13 @@ class BuildInmantaModule(build_py):
     """Puts the model and setup.cfg inside the package, where inmanta looks for them."""
 
     def run(self) -> None:
-        super().run()
         # inmanta finds both in the folder that an editable install points to.
         if self.editable_mode:
+            super().run()
             return
+        # What a former build left there may be no more among the sources.
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
         target = Path(self.build_lib) / PACKAGE
         for name, source in self._data().items():
             (target / name).parent.mkdir(parents=True, exist_ok=True)

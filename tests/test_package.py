@@ -113,6 +113,9 @@ def wheels(
         # A build leaves files among the sources: each has sources of its own.
         directory = tmp_path_factory.mktemp("build")
         shutil.copytree(checkout, directory / "mitogen")
+        former = directory / "mitogen" / "build" / "lib" / "inmanta_plugins" / "mitogen"
+        former.mkdir(parents=True)
+        (former / "removed.py").touch()
         run(*BUILDS[way], directory / "dist", directory / "mitogen")
         (wheel,) = (directory / "dist").glob("*.whl")
         return wheel
