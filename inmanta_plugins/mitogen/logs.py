@@ -64,12 +64,30 @@ def truncate_logged_value(raw_value: object) -> object:
         else that text, cut so that it has exactly the limit's length, suffix included.
     """
     settings = _settings()
+    if _is_plain(raw_value, settings.max_len):
+        return raw_value
     out = _Text(settings.max_len)
     try:
         return _Encoder(out).value(raw_value)
     except _FullError:
         suffix = settings.suffix[: settings.max_len]
         return str(out)[: settings.max_len - len(suffix)] + suffix
+
+
+def _is_plain(value: object, max_len: int) -> bool:
+    """
+    Whether this is one of the short values that most calls have, which go in as they are.
+    """
+    kind = type(value)
+    if kind is str:
+        text: Any = value
+        return (
+            len(text) + 2 <= max_len
+            and text.isascii()
+            and text.isprintable()
+            and not ('"' in text or "\\" in text)
+        )
+    return (value is None or kind is bool) and max_len >= len("false")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +141,25 @@ def _warn_once(text: str) -> None:
 
 def _storable(text: str) -> str:
     return _UNSTORABLE.sub(lambda found: repr(found.group())[1:-1], text)
+
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+
+
+def bounded_text(text: str, limit: int) -> str:
+    """
+    Make a text from a host fit for logs and exceptions.
+
+    :param text: Any text.
+    :param limit: The greatest length of what is kept, in characters.
+    :return: The text with control characters and lone surrogates as Python escapes them, but for
+        tabs and ends of lines. Of a text beyond the limit, the middle is replaced by a note.
+    """
+    if len(text) > limit:
+        half = limit // 2
+        note = f" <... {len(text) - 2 * half} characters ...> "
+        text = text[:half] + note + text[len(text) - half :]
+    return _CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
 
 
 class _FullError(Exception):
