@@ -112,8 +112,11 @@ class Handler(inmanta.agent.handler.HandlerAPI[R], Generic[R]):
         super().post(ctx, resource)
 
 
-class ResourceABC(Resource, inmanta.resources.PurgeableResource):  # type: ignore[misc]  # inmanta merges the fields
+class ResourceABC(Resource, inmanta.resources.PurgeableResource):
     """A resource with a ``via`` that can be purged."""
+
+    # inmanta merges the fields of all bases. Its own type says there are never more than two.
+    fields: Sequence[str] = ()  # type: ignore[assignment]
 
 
 PR = TypeVar("PR", bound=ResourceABC)
