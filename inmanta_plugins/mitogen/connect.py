@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import select
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -254,9 +255,23 @@ class Link:
         return self._pid != os.getpid()
 
     @property
+    def ended(self) -> bool:
+        """Whether nothing more will come through it."""
+        return self.inherited or self._gone.is_set()
+
+    @property
     def alive(self) -> bool:
-        """Whether it was connected by this process and has not been seen to end."""
-        return not self.inherited and not self._gone.is_set()
+        """Whether something can be sent through it, as far as this side knows."""
+        return not self.ended and not self._hung_up()
+
+    def _hung_up(self) -> bool:
+        """Whether the other end has gone, which the broker's thread may not have seen yet."""
+        stream = self._stream()
+        if stream is None or stream.receive_side.closed:
+            return True
+        poll = select.poll()
+        poll.register(stream.receive_side.fd, 0)  # asks for errors and hang-ups alone
+        return bool(poll.poll(0))
 
     def _stream(self) -> mitogen.core.Stream | None:
         return self.router.stream_by_id(self.context.context_id)
@@ -268,7 +283,7 @@ class Link:
         :param timeout: How long it may take, in seconds.
         :return: Whether it left by itself in time.
         """
-        if not self.alive:
+        if self.ended:
             return True
         self.context.shutdown(wait=False)
         left = self._gone.wait(timeout)
@@ -386,6 +401,11 @@ class Connection:
     def alive(self) -> bool:
         """Whether calls can be sent through it, as far as this side knows."""
         return self.link.alive
+
+    @property
+    def ended(self) -> bool:
+        """Whether no answer can come through it any more."""
+        return self.link.ended
 
     def send(
         self, function: Callable[..., object], message: mitogen.core.Message, deliver: Deliver

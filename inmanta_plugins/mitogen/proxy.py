@@ -108,11 +108,19 @@ class _Call:
         self.args = args
         self.kwargs = kwargs
         self.started = time.monotonic()
-        self.deadline = None if call_timeout is None else self.started + call_timeout
+        self.deadline: float | None = None
         self.call_timeout = call_timeout
         self.inbox: queue.SimpleQueue[mitogen.core.Message] = queue.SimpleQueue()
         self.deliver: Deliver = self.inbox.put
         self.connection: Connection | None = None
+
+    def start_clock(self) -> None:
+        """
+        Let its time run. Not before there is a connection: connecting again has a limit of its own,
+        and a `call_timeout` below what that takes would never let a call through.
+        """
+        if self.call_timeout is not None:
+            self.deadline = time.monotonic() + self.call_timeout
 
     @property
     def patience(self) -> float:
@@ -322,6 +330,7 @@ class Proxy(ForkAware):
             call.function, call.args, call.kwargs, connection.link.router.max_message_size
         )
         call.connection = connection
+        call.start_clock()
         connection.send(call.function, message, call.deliver)
 
     def _finish(self, call: _Call) -> object:
@@ -348,7 +357,7 @@ class Proxy(ForkAware):
             except queue.Empty:
                 if call.overdue:
                     raise self._give_up(call) from None
-                if not connection.alive and call.inbox.empty():
+                if connection.ended and call.inbox.empty():
                     return mitogen.core.Message.dead("the connection has ended")
 
     def _give_up(self, call: _Call) -> CallTimeoutError:
