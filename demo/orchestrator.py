@@ -5,7 +5,6 @@ What a user does with an orchestrator: make an environment, export a model, look
 import collections.abc
 import dataclasses
 import json
-import os
 import pathlib
 import time
 import typing
@@ -13,7 +12,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from demo.processes import finish, start
+from demo.processes import finish, neutral_environment, start
 
 #: The states in which nothing more happens to a resource by itself.
 FINAL_STATES = frozenset(
@@ -299,7 +298,7 @@ class Project:
                 [str(self._python), "-m", "inmanta.app", "-vv", *arguments],
                 log=self.log,
                 cwd=self.directory,
-                env={**os.environ, **self._variables},
+                env={**neutral_environment(), **self._variables},
             ),
             what=what,
             log=self.log,

@@ -60,6 +60,7 @@ class ProcessFailedError(Exception):
         state = "does not answer" if returncode is None else f"ended with {returncode}"
         super().__init__(f"{what}: the program {state}")
         self.output = output
+        self.add_note(output)
 
 
 @contextlib.contextmanager
@@ -165,6 +166,20 @@ def start(
             start_new_session=True,
             **options,
         )
+
+
+def neutral_environment() -> dict[str, str]:
+    """
+    :return: The environment variables of this process without those that tell Python where to find
+        packages, or inmanta how it is configured: what is started here is not to be mixed up with
+        what else there is on this machine.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "PYTHONHOME")
+        and (not name.startswith("INMANTA_") or name.startswith("INMANTA_MITOGEN_"))
+    }
 
 
 def finish(

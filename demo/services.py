@@ -22,7 +22,7 @@ import typing
 import psutil
 
 from demo.orchestrator import ApiError, Orchestrator
-from demo.processes import ProcessFailedError, end, start, tail
+from demo.processes import ProcessFailedError, end, neutral_environment, start, tail
 
 # How long a server may take to come up on a very busy machine. In seconds.
 _PATIENCE = 120.0
@@ -185,12 +185,7 @@ class InmantaServer:
         self.port = 0
         self._database = database
         self._python = str(python or sys.executable)
-        # The configuration of an orchestrator that is at home on this machine is not for this one.
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith("INMANTA_") or name.startswith("INMANTA_MITOGEN_")
-        }
+        environment = neutral_environment()
         # inmanta-core 14 decides where to log before it reads the configuration file.
         environment["INMANTA_CONFIG_LOG_DIR"] = str(self.logs)
         environment |= variables or {}
