@@ -128,10 +128,12 @@ def working_directory() -> collections.abc.Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def no_orphans() -> collections.abc.Iterator[None]:
+def no_orphans(*, patience: float = PATIENCE) -> collections.abc.Iterator[None]:
     """
     Whatever was started inside is gone at the end, daemons too: Linux hands the orphans among the
     descendants of this process to it.
+
+    :param patience: How long they have to end by themselves before they are killed. In seconds.
     """
     _adopt_orphans(True)
     before = {process.pid for process in psutil.Process().children()}
@@ -140,7 +142,8 @@ def no_orphans() -> collections.abc.Iterator[None]:
     finally:
         # Twice, as a process may have started another while the first ones were ended.
         for _ in range(2):
-            end([p for p in psutil.Process().children() if p.pid not in before])
+            orphans = [p for p in psutil.Process().children() if p.pid not in before]
+            end(orphans, patience=patience)
         _adopt_orphans(False)
 
 

@@ -11,6 +11,8 @@ import shutil
 import sys
 import time
 
+import rich.markup
+
 from demo.environments import Wheel, derived_environment, pip_settings, source_environment
 from demo.hosts import LoginHost, login_host, sudo_description
 from demo.orchestrator import LogRecord, Orchestrator, Project, Resource
@@ -313,7 +315,8 @@ def _tell(
     show.say(f"[dim]… is {target}; by-address goes over ssh, with {sudo_description()}.[/]")
     show.say()
     for path in sorted(target.iterdir()):
-        show.say(f"  [bold]{path.name}[/]  [dim]{(_read(path) or '').strip()}[/]")
+        text = rich.markup.escape((_read(path) or "").strip())
+        show.say(f"  [bold]{path.name}[/]  [dim]{text}[/]")
     show.say()
 
 

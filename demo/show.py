@@ -10,7 +10,6 @@ import time
 
 import rich.box
 import rich.console
-import rich.markup
 import rich.status
 import rich.table
 import rich.text
