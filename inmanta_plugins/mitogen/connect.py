@@ -459,8 +459,14 @@ class Connection:
                 self.link.router.del_handler(handle)
 
         # On the broker's thread, which walks through the handles when a connection ends.
+        self.defer(forget)
+
+    def defer(self, function: Callable[[], object]) -> None:
+        """
+        :param function: Called on the broker's thread, unless the broker has ended.
+        """
         with contextlib.suppress(mitogen.core.Error):
-            self.link.router.broker.defer(forget)
+            self.link.router.broker.defer(function)
 
     def close(self, timeout: float) -> bool:
         """

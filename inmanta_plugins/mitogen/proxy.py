@@ -1,5 +1,7 @@
 """A host as a handler sees it: a connection that runs functions there."""
 
+import concurrent.futures
+import functools
 import logging
 import math
 import os
@@ -15,9 +17,12 @@ import inmanta.agent.handler
 
 import inmanta_mitogen
 import inmanta_mitogen.calls
+import inmanta_mitogen.transfer
 import mitogen.core
 import mitogen.parent
-from inmanta_plugins.mitogen import calls
+from inmanta_mitogen.staged import StagedWrite, as_bytes
+from inmanta_plugins.mitogen import calls, transfer
+from inmanta_plugins.mitogen.collect import Collector, SentAgainError
 from inmanta_plugins.mitogen.connect import (
     LEAVE_TIMEOUT,
     Connection,
@@ -113,6 +118,7 @@ class _Call:
         self.inbox: queue.SimpleQueue[mitogen.core.Message] = queue.SimpleQueue()
         self.deliver: Deliver = self.inbox.put
         self.connection: Connection | None = None
+        self.was_sent_again = False
 
     def start_clock(self) -> None:
         """
@@ -133,6 +139,11 @@ class _Call:
     def overdue(self) -> bool:
         """Whether it took longer than it may."""
         return self.deadline is not None and time.monotonic() >= self.deadline
+
+    @property
+    def lost(self) -> bool:
+        """Whether no answer can come any more."""
+        return self.connection is not None and self.connection.ended
 
 
 class Proxy(ForkAware):
@@ -184,6 +195,8 @@ class Proxy(ForkAware):
         # while it failed share its failure, and do not each wait for a dead host in turn.
         self._revivals = 0
         self._revival_error: Exception | None = None
+        self._collector = Collector[_Call](self._settle)
+        self._not_revived: tuple[Connection | None, RemoteException] | None = None
 
     def after_fork_in_child(self) -> None:
         """Forget the locks of the parent process; the next call connects for this one."""
@@ -313,16 +326,73 @@ class Proxy(ForkAware):
         """
         return cast(T, self._finish(self._begin(function, args, kwargs)))
 
+    def submit(
+        self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> concurrent.futures.Future[T]:
+        """
+        Call a function in the Python of the host as :meth:`remote_call` does, and don't wait for
+        its end: over a slow link many calls then take hardly longer than one. The host runs them
+        one after another, in the order in which they were submitted. All of them, and their
+        results, are held in memory.
+
+        Connecting again, where the connection was lost before, is waited for. Callbacks of the
+        future run in a thread that finishes all the calls of this proxy: they must not wait for
+        another of them.
+
+        :param function: As for :meth:`remote_call`.
+        :param args: Positional arguments, likewise.
+        :param kwargs: Keyword arguments, likewise.
+        :return: The future result. Its ``result()`` raises what :meth:`remote_call` would, wrong
+            arguments and a proxy that is not connected included. It can't be cancelled. The time
+            that `call_timeout` gives it runs from now on, so it includes that of the calls before
+            it.
+        """
+        call = _Call(function, args, kwargs, self.call_timeout)
+        call.deliver = functools.partial(self._collector.deliver, call)
+        return self._collector.send(call, self._send_logged)
+
+    def _settle(self, call: _Call, answer: mitogen.core.Message | None) -> object:
+        """The result of a submitted call; no answer means that it took too long."""
+        try:
+            if answer is None:
+                raise self._give_up(call)
+            try:
+                result = calls.result_of(call.function, answer)
+            except calls.NotDeliveredError:
+                if call.was_sent_again:
+                    raise
+                self._send_again(call)
+                raise SentAgainError from None
+        except RemoteException as error:
+            self._log(call, exception=error)
+            raise
+        self._log(call, result=result)
+        return result
+
+    def _send_again(self, call: _Call) -> None:
+        lost = call.connection
+        if self._not_revived is not None and self._not_revived[0] is lost:
+            raise self._not_revived[1]  # one attempt for all that were in flight
+        call.was_sent_again = True
+        try:
+            self._send(call)
+        except RemoteException as error:
+            self._not_revived = (lost, error)
+            raise
+
     def _begin(
         self, function: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> _Call:
         call = _Call(function, args, kwargs, self.call_timeout)
+        self._send_logged(call)
+        return call
+
+    def _send_logged(self, call: _Call) -> None:
         try:
             self._send(call)
         except RemoteException as error:
             self._log(call, exception=error)
             raise
-        return call
 
     def _send(self, call: _Call) -> None:
         connection = self._living()
@@ -349,15 +419,13 @@ class Proxy(ForkAware):
 
     def _receive(self, call: _Call) -> mitogen.core.Message:
         """The next message that comes for a call."""
-        connection = call.connection
-        assert connection is not None  # set by _send
         while True:
             try:
                 return call.inbox.get(timeout=call.patience)
             except queue.Empty:
                 if call.overdue:
                     raise self._give_up(call) from None
-                if connection.ended and call.inbox.empty():
+                if call.lost and call.inbox.empty():
                     return mitogen.core.Message.dead("the connection has ended")
 
     def _give_up(self, call: _Call) -> CallTimeoutError:
@@ -371,6 +439,35 @@ class Proxy(ForkAware):
                 " up, whether it ran to its end is not known"
             )
         )
+
+    def _transfer(
+        self,
+        move: Callable[[transfer.Exchange], T],
+        function: Callable[..., object],
+        *args: object,
+        **kwargs: object,
+    ) -> T:
+        """A call whose content moves in chunks; logged as one of the function."""
+        call = _Call(function, args, kwargs, self.call_timeout)
+        try:
+            try:
+                result = self._move(call, move)
+            except calls.NotDeliveredError:
+                result = self._move(call, move)
+        except Exception as error:
+            if call.connection is not None or isinstance(error, RemoteException):
+                self._log(call, exception=error)
+            raise
+        self._log(call, result=result)
+        return result
+
+    def _move(self, call: _Call, move: Callable[[transfer.Exchange], T]) -> T:
+        call.connection = self._living()
+        call.start_clock()
+        call.inbox = queue.SimpleQueue()
+        wait = functools.partial(self._receive, call)
+        with transfer.Exchange(call.connection, call.function, call.inbox, wait) as exchange:
+            return move(exchange)
 
     def _log(self, call: _Call, **outcome: object) -> None:
         ((key, value),) = outcome.items()
@@ -459,26 +556,107 @@ class Proxy(ForkAware):
         Write a file: see :func:`inmanta_mitogen.put` for what is kept and what is promised.
 
         :param path: Its path; a symlink is followed, and stays.
-        :param content: All of its content.
+        :param content: All of its content, of any size.
         :raises RemoteException: The host could not do it; the old content is untouched.
         """
-        self.remote_call(inmanta_mitogen.put, path, content)
+        if len(content) <= inmanta_mitogen.transfer.SMALL:
+            self.remote_call(inmanta_mitogen.put, path, content)
+            return
+        view = as_bytes(content)
+        self._transfer(
+            lambda exchange: transfer.upload(exchange, path, len(view), transfer.slices(view)),
+            inmanta_mitogen.put,
+            path,
+            content,
+        )
 
-    def read(self, path: str) -> str:
+    def put_file(
+        self,
+        local_path: str | os.PathLike[str],
+        path: str,
+        *,
+        progress: transfer.Progress | None = None,
+    ) -> None:
+        """
+        Copy a file of the agent to the host, with what :meth:`put` keeps and promises, and in
+        little memory on both ends whatever its size.
+
+        :param local_path: The path of a regular file on the agent.
+        :param path: Its path on the host; a symlink is followed, and stays.
+        :param progress: Called in this thread with the bytes that were sent so far, and those in
+            all: after each chunk, the last time before the old content is replaced.
+        :raises OSError: The local file can't be read, is no regular file, or was changed while it
+            was read. The old content on the host is untouched. So it is after whatever `progress`
+            raises.
+        :raises RemoteException: The host could not do it, or the sha1 of what it received differs;
+            the old content is untouched.
+        """
+        with transfer.LocalFile(local_path) as file:
+            self._transfer(
+                lambda exchange: transfer.send_file(exchange, file, path, progress),
+                inmanta_mitogen.put,
+                path,
+                file.described(),
+            )
+
+    def read(self, path: str, *, max_size: int | None = None) -> str:
         """
         :param path: The path of a file with UTF-8 text.
+        :param max_size: The most bytes to accept. By default what the environment variable
+            INMANTA_MITOGEN_MAX_SIZE says, 1 GiB if it says nothing. A file without end, such as
+            ``/dev/zero``, takes that much memory before it is refused.
         :return: The text.
-        :raises RemoteException: It can't be read, or is no UTF-8.
+        :raises RemoteException: It can't be read, is no UTF-8, or is larger than that.
         """
-        return self.remote_call(inmanta_mitogen.read, path)
+        limit = transfer.default_max_size() if max_size is None else max_size
+        return self._transfer(
+            lambda exchange: transfer.read_text(exchange, path, limit), inmanta_mitogen.read, path
+        )
 
-    def read_binary(self, path: str) -> bytes:
+    def read_binary(self, path: str, *, max_size: int | None = None) -> bytes:
         """
         :param path: The path of a file.
+        :param max_size: The most bytes to accept, as for :meth:`read`.
         :return: Its content.
-        :raises RemoteException: It can't be read.
+        :raises RemoteException: It can't be read, or is larger than that.
         """
-        return self.remote_call(inmanta_mitogen.read_binary, path)
+        limit = transfer.default_max_size() if max_size is None else max_size
+        return self._transfer(
+            lambda exchange: transfer.read(exchange, path, limit),
+            inmanta_mitogen.read_binary,
+            path,
+        )
+
+    def get_file(
+        self,
+        path: str,
+        local_path: str | os.PathLike[str],
+        *,
+        progress: transfer.Progress | None = None,
+        max_size: int | None = None,
+    ) -> None:
+        """
+        Copy a file of the host to the agent, in little memory on both ends whatever its size. What
+        :meth:`put` keeps and promises for the host's file holds for the agent's here.
+
+        :param path: The path of a regular file on the host; a symlink is followed.
+        :param local_path: Its path on the agent; a symlink is followed, and stays.
+        :param progress: Called in this thread with the bytes that were received so far, and those
+            in all: after each chunk, the last time before the old content is replaced.
+        :param max_size: The most bytes to accept, by default any number.
+        :raises OSError: The local file can't be written. Its old content is untouched. So it is
+            after whatever `progress` raises.
+        :raises RemoteException: The host's file can't be read, is no regular file, was changed
+            while it was read, or is larger than `max_size`, or the sha1 of what arrived differs.
+            The local file is untouched.
+        """
+        with StagedWrite(os.fspath(local_path)) as staged:
+            self._transfer(
+                lambda exchange: transfer.fetch(exchange, path, staged, max_size, progress),
+                inmanta_mitogen.read_binary,
+                path,
+            )
+            staged.commit()
 
     def readlink(self, path: str) -> str:
         """
@@ -515,6 +693,7 @@ class Proxy(ForkAware):
         timeout: int | None = None,
         *,
         stdin: bytes | str | None = None,
+        max_size: int | None = None,
     ) -> tuple[str, str, int]:
         """
         Run a command and wait for its end: see :func:`inmanta_mitogen.run`.
@@ -525,12 +704,21 @@ class Proxy(ForkAware):
         :param cwd: The directory to run it in; None for that of the host's interpreter.
         :param timeout: The seconds it may take; then it is killed with all its children.
         :param stdin: What it reads from its standard input.
+        :param max_size: The most bytes of output to accept, as for :meth:`read`.
         :return: What it wrote to standard output and standard error, both stripped of white space
             at the ends, and its exit status (the negative number of the signal that ended it).
-        :raises RemoteException: It could not be started, or took longer than `timeout`.
+        :raises RemoteException: It could not be started, took longer than `timeout`, or printed
+            more than `max_size`.
         """
-        given = {} if stdin is None else {"stdin": stdin}
-        return self.remote_call(inmanta_mitogen.run, command, arguments, env, cwd, timeout, **given)
+        given: dict[str, object] = {} if stdin is None else {"stdin": stdin}
+        limit = transfer.default_max_size() if max_size is None else max_size
+        args = (command, arguments, env, cwd, timeout)
+        return self._transfer(
+            lambda exchange: transfer.run(exchange, limit, args, given),
+            inmanta_mitogen.run,
+            *args,
+            **given,
+        )
 
     def symlink(self, source: str, target: str) -> None:
         """
