@@ -193,7 +193,7 @@ def test_the_thread_that_connects_first_may_end() -> None:
 def test_hosts_cannot_send_messages_to_each_other() -> None:
     with Proxy(dict(LOCAL)) as one, Proxy(dict(LOCAL)) as other:
         assert one.context.router is other.context.router
-        with pytest.raises(RemoteException, match="routing mode prevents"):
+        with pytest.raises(RemoteException, match="a host reaches only its agent"):
             one.remote_call(far_side.call_context, other.context.context_id)
 
 

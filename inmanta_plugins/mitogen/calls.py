@@ -10,11 +10,14 @@ from typing import Any
 
 import inmanta_mitogen.calls
 import mitogen.core
+from inmanta_plugins.mitogen.answers import UnreadableError, read_answer
 from inmanta_plugins.mitogen.errors import RemoteException
+from inmanta_plugins.mitogen.texts import bounded_text
 
 # A dead message with these words never left the agent, or never reached the context.
-_NOT_DELIVERED = "no route to "
+NOT_DELIVERED = "no route to "
 _TOO_LARGE = "message too large"
+_LONGEST_REASON = 1_000
 
 
 class NotDeliveredError(RemoteException):
@@ -42,32 +45,6 @@ class _ArgumentPickler(pickle.Pickler):
             f"a {type(obj).__module__}.{type(obj).__qualname__} does not travel: send plain values"
             " (str, bytes, int, float, bool, None, and list, tuple, set or dict of these)"
         )
-
-
-class _ResultUnpickler(pickle.Unpickler):
-    """Makes plain values and errors of what a host sends, and calls nothing that it names."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        known = _RESULT_GLOBALS.get((module, name))
-        if known is None:
-            raise pickle.UnpicklingError(f"it holds a {module}.{name}: return plain values")
-        return known
-
-
-def _latin_1(text: str, encoding: str = "latin1") -> bytes:
-    return text.encode("latin1")
-
-
-_RESULT_GLOBALS: dict[tuple[str, str], Any] = {
-    ("mitogen.core", "_unpickle_call_error"): mitogen.core._unpickle_call_error,
-    ("mitogen.core", "Blob"): mitogen.core.Blob,
-    ("mitogen.core", "Secret"): mitogen.core.Secret,
-    ("mitogen.core", "Kwargs"): mitogen.core.Kwargs,
-    ("_codecs", "encode"): _latin_1,
-    ("__builtin__", "bytes"): bytes,
-    ("__builtin__", "set"): set,
-    ("__builtin__", "frozenset"): frozenset,
-}
 
 
 @functools.lru_cache(maxsize=1024)
@@ -192,8 +169,8 @@ def result_of(function: Callable[..., object], answer: mitogen.core.Message) -> 
     if answer.is_dead:
         raise _lost(function, answer)
     try:
-        result = _ResultUnpickler(io.BytesIO(answer.data)).load()
-    except Exception as error:
+        result = read_answer(answer.data)
+    except UnreadableError as error:
         unreadable = ValueError(f"the answer to {function_name(function)} cannot be read: {error}")
         raise RemoteException(unreadable) from None
     if isinstance(result, mitogen.core.CallError):
@@ -202,7 +179,8 @@ def result_of(function: Callable[..., object], answer: mitogen.core.Message) -> 
 
 
 def _lost(function: Callable[..., object], answer: mitogen.core.Message) -> RemoteException:
-    reason = answer.data.decode("utf-8", "replace") or "the host's interpreter is gone"
+    told = answer.data[:_LONGEST_REASON].decode("utf-8", "replace")
+    reason = bounded_text(told, _LONGEST_REASON) or "the host's interpreter is gone"
     if _TOO_LARGE in reason:
         reason = (
             f"the result of {function_name(function)} is larger than a message may be ({reason}):"
@@ -211,7 +189,7 @@ def _lost(function: Callable[..., object], answer: mitogen.core.Message) -> Remo
         )
         return RemoteException(mitogen.core.ChannelError(reason))
     name = function_name(function)
-    if reason.startswith(_NOT_DELIVERED):
+    if reason.startswith(NOT_DELIVERED):
         return NotDeliveredError(
             mitogen.core.ChannelError(f"the connection was lost before {name} was called")
         )

@@ -23,8 +23,11 @@ import mitogen.core
 import mitogen.master
 import mitogen.parent
 from inmanta_plugins.mitogen import calls, interpreters
+from inmanta_plugins.mitogen.answers import UnreadableError, read_answer
 from inmanta_plugins.mitogen.diagnose import HopLost, diagnose, unprepared
+from inmanta_plugins.mitogen.modules import Stamp
 from inmanta_plugins.mitogen.options import SECRET_OPTIONS, hops_of
+from inmanta_plugins.mitogen.router import AgentRouter
 from inmanta_plugins.mitogen.serve import PREPARE_HOST, ServedModules
 from inmanta_plugins.mitogen.validate import apply_host_key_policy, validate_context
 
@@ -118,6 +121,7 @@ class Link:
         # A hop runs one call at a time: its deadline must not start while it serves another.
         self._connecting = threading.Lock()
         self._has_connected = False
+        self._loaded: dict[str, Stamp] = {}
         self._adopt(self._connect(hop))
 
     def _adopt(self, context: mitogen.parent.Context) -> None:
@@ -163,19 +167,24 @@ class Link:
         if self.via is None and isinstance(served, ServedModules):
             served.forget(self.context.context_id)
 
-    def allow(self, function: Callable[..., object]) -> None:
+    def allow(self, function: Callable[..., object]) -> bool:
         """
         Let the host have the modules that a function needs, where the router holds them back.
 
         :param function: The function that is about to be called there.
+        :return: Whether the interpreter can run it as it is now: not when it may have loaded
+            modules that have been changed on the agent since.
         :raises UnservableError: The function's file needs what hosts don't have.
         """
         next_to_agent = self
         while next_to_agent.via is not None:
             next_to_agent = next_to_agent.via
         served = self.router.responder.policy
-        if isinstance(served, ServedModules):
-            served.allow(next_to_agent.context.context_id, function)
+        if not isinstance(served, ServedModules):
+            return True
+        return served.allow(
+            next_to_agent.context.context_id, self.context.context_id, function, self._loaded
+        )
 
     def _connect(self, hop: Serialized) -> mitogen.parent.Context:
         method = str(hop["method_name"])
@@ -350,16 +359,24 @@ class _BoundedHop:
 
     def __init__(self, context: mitogen.parent.Context, seconds: float) -> None:
         self.name = context.name
+        self.context_id = context.context_id
         self._context = context
         self._seconds = seconds
 
     def call(self, function: Callable[..., object], *args: object, **kwargs: object) -> object:
         receiver = self._context.call_async(function, *args, **kwargs)
         try:
-            return receiver.get(timeout=self._seconds).unpickle(throw_dead=False)
+            answer = receiver.get(timeout=self._seconds)
         except mitogen.core.TimeoutError:
             receiver.close()
             raise
+        try:
+            value = read_answer(answer.data)
+        except UnreadableError as error:
+            raise mitogen.core.StreamError(f"its answer cannot be read: {error}") from None
+        if isinstance(value, mitogen.core.CallError):
+            raise value
+        return value
 
 
 class _ConnectorInterrupted(Exception):  # noqa: N818  # tells what happened, and is no error
@@ -419,8 +436,11 @@ class Connection:
         :raises NotDeliveredError: The connection was closed meanwhile.
         """
         if function not in self._allowed:
-            self.link.allow(inmanta_mitogen.calls.call)
-            self.link.allow(function)
+            if not (self.link.allow(inmanta_mitogen.calls.call) and self.link.allow(function)):
+                # The next attempt gets an interpreter that has loaded nothing.
+                self.link.end(LEAVE_TIMEOUT)
+                deliver(mitogen.core.Message.dead(calls.NOT_DELIVERED))
+                return
             self._allowed.add(function)
         message.reply_to = self._listen(deliver, persist=False)
         self.post(message)
@@ -526,9 +546,7 @@ class Hub:
             if self._router is None:
                 # No watcher: it would end the broker with the thread that happens to come first.
                 broker = mitogen.master.Broker(install_watcher=False)
-                self._router = mitogen.master.Router(broker)
-                self._router.unidirectional = True
-                ServedModules(self._router)
+                self._router = AgentRouter(broker)
             self._users += 1
             # A router that always has some user lives for months.
             self._router.broker.defer(inmanta_mitogen.calls.forget_ended_now, self._router)

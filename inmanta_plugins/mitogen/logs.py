@@ -143,25 +143,6 @@ def _storable(text: str) -> str:
     return _UNSTORABLE.sub(lambda found: repr(found.group())[1:-1], text)
 
 
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
-
-
-def bounded_text(text: str, limit: int) -> str:
-    """
-    Make a text from a host fit for logs and exceptions.
-
-    :param text: Any text.
-    :param limit: The greatest length of what is kept, in characters.
-    :return: The text with control characters and lone surrogates as Python escapes them, but for
-        tabs and ends of lines. Of a text beyond the limit, the middle is replaced by a note.
-    """
-    if len(text) > limit:
-        half = limit // 2
-        note = f" <... {len(text) - 2 * half} characters ...> "
-        text = text[:half] + note + text[len(text) - half :]
-    return _CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
-
-
 class _FullError(Exception):
     """The text is longer than it may be: whatever follows can't change the result."""
 

@@ -8,29 +8,25 @@ Packages below ``inmanta_plugins`` are served blank, without their ``__init__.py
 that stands in a file beside a handler runs on hosts, which have no inmanta.
 """
 
-import ast
-import functools
-import importlib.util
 import logging
-import pkgutil
 import sys
 import threading
-import tokenize
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import mitogen.core
 import mitogen.master
+from inmanta_plugins.mitogen import answers, modules
+from inmanta_plugins.mitogen.modules import PLUGINS, Module, Stamp
+from inmanta_plugins.mitogen.texts import bounded_text
 
 LOGGER = logging.getLogger(__name__)
 
-# What no host is served, whatever imports it: the orchestrator itself.
-_NEVER = frozenset({"inmanta"})
-_PLUGINS = "inmanta_plugins"
-# Run first in each interpreter: what is called there must be the agent's own version of it, even
-# where the host has one installed. Mitogen's own overrides can't say that: they would also keep
-# the host from importing anything else.
+# Run first in each interpreter. What is called there must be the agent's own version of it, even
+# where the host has one installed (mitogen's own overrides can't say that: they would also keep the
+# host from importing anything else). And which modules there are below inmanta_plugins is for the
+# agent to say each time: a list of them, made at first use, would name what others may have.
 PREPARE_HOST = """
 import sys
 for finder in sys.meta_path:
@@ -38,9 +34,19 @@ for finder in sys.meta_path:
         finder.policy.overriden = lambda fullname: (
             fullname.split('.')[0] in ('inmanta_mitogen', 'inmanta_plugins')
         )
+        finder._present = type('Present', (dict,), {
+            'get': lambda self, package, default=(), any=type('Any', (), {
+                '__contains__': lambda self, name: True
+            })(): (
+                any if package.split('.')[0] == 'inmanta_plugins' else
+                dict.get(self, package, default)
+            )
+        })(finder._present)
 """
 # How many names that were refused are remembered for each host, so as to log each once.
-_MOST_REFUSALS = 100
+MOST_REFUSALS = 100
+# No module has a longer name, and no answer to one would find its way into a log.
+_LONGEST_NAME = 500
 
 _explicit: set[str] = set()
 
@@ -63,137 +69,63 @@ class UnservableError(TypeError):
     """A function can't be called on a host since its file needs what hosts don't have."""
 
 
-class _Imports(ast.NodeVisitor):
-    """Collects what the import statements of a module name."""
-
-    def __init__(self, package: str) -> None:
-        self._package = package
-        self._optional = 0
-        self.names: dict[str, bool] = {}
-        """Each name, and whether the module can't be imported without it."""
-
-    def _add(self, name: str, *, required: bool = True) -> None:
-        self.names[name] = self.names.get(name, False) or (required and not self._optional)
-
-    def visit_Import(self, node: ast.Import) -> None:  # as ast calls it
-        for alias in node.names:
-            self._add(alias.name)
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:  # as ast calls it
-        base = node.module or ""
-        if node.level:
-            base = importlib.util.resolve_name("." * node.level + base, self._package)
-        self._add(base)
-        for alias in node.names:
-            self._add(f"{base}.{alias.name}", required=False)  # a module, or anything else in it
-
-    def _visit_optional(self, node: ast.AST) -> None:
-        self._optional += 1
-        self.generic_visit(node)
-        self._optional -= 1
-
-    visit_FunctionDef = visit_AsyncFunctionDef = visit_Lambda = _visit_optional  # noqa: N815
-    visit_Try = _visit_optional  # noqa: N815
-
-    def visit_If(self, node: ast.If) -> None:  # as ast calls it
-        if "TYPE_CHECKING" not in ast.dump(node.test):
-            self.generic_visit(node)
-        for other in node.orelse if "TYPE_CHECKING" in ast.dump(node.test) else ():
-            self.visit(other)
-
-
-def _source(name: str) -> tuple[str, str] | None:
-    """The path and the source of a module; None where there is no module with a source."""
-    module = sys.modules.get(name)
-    try:
-        spec = getattr(module, "__spec__", None) or importlib.util.find_spec(name)
-        if spec is None or spec.loader is None:
-            return None
-        if hasattr(spec.loader, "get_source"):
-            source = spec.loader.get_source(name)
-        else:  # a loader that makes changes of its own, such as pytest's
-            with tokenize.open(str(spec.origin)) as file:
-                source = file.read()
-    except Exception:
-        # Import hooks raise what they like for a name that is no module.
-        return None
-    return None if source is None else (str(spec.origin), source)
-
-
-def _is_package(name: str) -> bool:
-    return hasattr(sys.modules.get(name), "__path__")
-
-
-@functools.lru_cache(maxsize=4096)
-def _imports(name: str) -> dict[str, bool]:
-    if name.split(".")[0] == _PLUGINS and _is_package(name):
-        return {}  # served blank
-    found = _source(name)
-    if found is None:
-        return {}
-    package = name if _is_package(name) else name.rpartition(".")[0]
-    imports = _Imports(package)
-    imports.visit(ast.parse(found[1]))
-    return imports.names
-
-
-def _is_served(name: str) -> bool:
-    """Whether a host that needs it gets it from here, and not from itself or from mitogen."""
-    top = name.split(".")[0]
-    return top not in sys.stdlib_module_names and top not in _NEVER and top != "mitogen"
-
-
-def _lineage(name: str) -> Iterator[str]:
-    while name:
-        yield name
-        name = name.rpartition(".")[0]
-
-
-@functools.lru_cache(maxsize=4096)
-def needed_modules(name: str) -> frozenset[str]:
-    """
-    :param name: The full name of a module.
-    :return: The module, its parents, and all that they import in turn, without the standard
-        library, which hosts have, and without inmanta, which they don't get.
-    """
-    found: set[str] = set()
-    seen: set[str] = set()
-    stack = [name]
-    while stack:
-        for part in _lineage(stack.pop()):
-            if part in seen or not _is_served(part):
-                continue
-            seen.add(part)
-            if _is_package(part) or _source(part) is not None:
-                found.add(part)
-                stack.extend(_imports(part))
-    return frozenset(found)
-
-
-@functools.lru_cache(maxsize=1024)
 def check_servable(function: Callable[..., object]) -> None:
     """
     :param function: A function to be called on a host.
-    :raises UnservableError: Its file, or one that this imports, needs inmanta.
+    :raises UnservableError: Its file, or one that this imports, needs inmanta; or it has no file
+        that could be sent.
     """
     module = function.__module__
     where = f"{module}.{function.__qualname__} cannot be called on a host"
     remedy = "Move it to a file that needs nothing but the standard library."
-    if module.split(".")[0] == _PLUGINS and _is_package(module):
+    found = modules.find(module)
+    if module == "__main__":
+        raise UnservableError(
+            f"{where}: it stands in the program that was started, which hosts do not get. {remedy}"
+        )
+    if found is not None and found.blank:
         raise UnservableError(
             f"{where}: it stands in the __init__.py of {module}, which hosts get blank. {remedy}"
         )
-    seen: set[str] = set()
-    stack = [(module, module)]
-    while stack:
-        name, chain = stack.pop()
-        if name.split(".")[0] in _NEVER:
-            raise UnservableError(f"{where}: {chain}, which hosts do not have. {remedy}")
-        if name in seen or not _is_served(name):
-            continue
-        seen.add(name)
-        required = [other for other, needed in _imports(name).items() if needed]
-        stack.extend((other, f"{chain} imports {other}") for other in required)
+    chain = modules.chain_to_inmanta(module)
+    if chain is not None:
+        raise UnservableError(
+            f"{where}: {' imports '.join(chain)}, which hosts do not have. {remedy}"
+        )
+
+
+class Host(Protocol):
+    """Who asks for modules: what a router knows of it."""
+
+    id: int
+    name: str
+
+
+class ServingRouter(Protocol):
+    """The router whose hosts are served, as far as serving needs it."""
+
+    responder: Any
+    add_handler: Any
+    route: Any
+    stream_by_id: Any
+
+    def guest_of(self, msg: mitogen.core.Message) -> Host | None:
+        """The host that a message came from."""
+        ...
+
+    def stray(self, host: int, what: str, *, log: bool = True) -> None:
+        """Count a message that a host should not have sent."""
+        ...
+
+
+class _Served:
+    """What one host may have, and has got."""
+
+    def __init__(self) -> None:
+        self.allowed: dict[str, Module] = {}
+        self.absent: set[str] = set()
+        self.refused: set[str] = set()
+        self.sent: dict[str, Stamp] = {}
 
 
 class ServedModules(mitogen.core.ImportPolicy):  # type: ignore[misc]  # mitogen is not typed
@@ -203,14 +135,12 @@ class ServedModules(mitogen.core.ImportPolicy):  # type: ignore[misc]  # mitogen
     :param router: The router whose hosts are served.
     """
 
-    def __init__(self, router: mitogen.master.Router) -> None:
+    def __init__(self, router: ServingRouter) -> None:
         super().__init__()
         self._router = router
         self._lock = threading.Lock()
         # By the id of the context at the agent's end of a stream: it asks for those behind it.
-        self._allowed: dict[int, frozenset[str]] = {}
-        self._refused: dict[int, set[str]] = {}
-        self._asking = frozenset[str]()
+        self._served: dict[int, _Served] = {}
         router.responder.policy = self
         for handle, handler in (
             (mitogen.core.GET_MODULE, self._on_get_module),
@@ -218,124 +148,172 @@ class ServedModules(mitogen.core.ImportPolicy):  # type: ignore[misc]  # mitogen
         ):
             router.add_handler(handler, handle=handle, overwrite=True)
 
-    def allow(self, host: int, function: Callable[..., object]) -> None:
+    def allow(
+        self, host: int, context: int, function: Callable[..., object], loaded: dict[str, Stamp]
+    ) -> bool:
         """
         Let a host have what a function needs.
 
         :param host: The id of the context that is next to the agent.
-        :param function: The function that is called there, or behind it.
+        :param context: The id of the context that the function is called in: the host, or one
+            behind it.
+        :param function: The function.
+        :param loaded: What that context was allowed before; added to.
+        :return: Whether all that the context may have loaded is still the agent's own version. If
+            not, it must be replaced by a new one.
         :raises UnservableError: The function's file needs what hosts don't have.
         """
         check_servable(function)
-        module = function.__module__
-        allowed = self._allowed.get(host, frozenset())
-        if module in allowed or not _is_served(module):
-            return
-        needed = needed_modules(module)
-        self._override_plugins(needed)
+        if not modules.is_served(function.__module__):
+            return True
+        needed, absent = modules.needed(function.__module__)
+        stamps = {name: module.stamp for name, module in needed.items()}
+        if any(loaded.get(name, stamp) != stamp for name, stamp in stamps.items()):
+            return False
+        loaded.update(stamps)
         with self._lock:
-            self._allowed[host] = self._allowed.get(host, frozenset()) | needed
+            served = self._served.setdefault(host, _Served())
+            # Who was refused one remembers it: that it is not there, or how it was.
+            late = [
+                module
+                for name, module in needed.items()
+                if name in served.refused or served.sent.get(name, module.stamp) != module.stamp
+            ]
+            served.allowed.update(needed)
+            served.absent |= absent
+        for module in late:
+            served.sent[module.name] = module.stamp
+            for destination in dict.fromkeys((host, context)):
+                self._router.route(_load_module(module, destination, served))
+        return True
 
     def forget(self, host: int) -> None:
         """
         :param host: The id of a context next to the agent that has ended.
         """
         with self._lock:
-            self._allowed.pop(host, None)
-            self._refused.pop(host, None)
+            self._served.pop(host, None)
 
     def denied(self, fullname: str) -> Any:
         """
-        :param fullname: The name of a module that comes along with one that a host asked for.
+        :param fullname: The name of a module that comes along with one of mitogen's own.
         :return: False when the host may have it, else the exception that mitogen is to raise.
         """
-        if self._may_have(self._asking, fullname):
+        if fullname.split(".")[0] == "mitogen":
             return False
         return mitogen.core.ModuleDeniedByOverridesError
-
-    @staticmethod
-    def _may_have(allowed: frozenset[str], fullname: str) -> bool:
-        if fullname.split(".")[0] == "mitogen" or fullname in allowed:
-            return True
-        return any(fullname in needed_modules(name) for name in _explicit)
 
     # On the broker's thread
 
     def _on_get_module(self, msg: mitogen.core.Message) -> None:
-        if msg.is_dead:
+        host = self._router.guest_of(msg)
+        if msg.is_dead or host is None:
             return
-        # The public interface ends here: what follows is how mitogen's responder serves a host.
-        responder = self._router.responder
-        fullname = msg.data.decode("utf-8", "replace")
-        self._asking = self._allowed.get(msg.src_id, frozenset())
-        if self._may_have(self._asking, fullname):
-            responder._on_get_module(msg)
+        if len(msg.data) > 4 * _LONGEST_NAME or msg.src_id != host.id:
+            self._router.stray(host.id, "for a module that can't be one")
             return
-        self._log_refusal(msg.src_id, fullname)
-        stream = self._router.stream_by_id(msg.src_id)
-        if stream is not None:
-            responder._send_module_load_failed(stream, fullname)
+        name = msg.data.decode("utf-8", "replace")
+        if name.split(".")[0] == "mitogen":
+            # The public interface ends here: how mitogen's responder serves a host.
+            msg.data = name.encode()
+            self._router.responder._on_get_module(msg)
+            return
+        with self._lock:
+            served = self._served.setdefault(host.id, _Served())
+            module = served.allowed.get(name) or _explicitly_allowed(name)
+        if module is None:
+            self._refuse(host, served, name)
+        elif name in served.sent:
+            self._router.stray(host.id, "for a module that it has got already")
+        else:
+            self._send(host, served, module)
+
+    def _send(self, host: Host, served: _Served, module: Module) -> None:
+        # Along with it what it will certainly import from the same place.
+        for one in [*modules.certain(module, served.allowed), module]:
+            if one.name not in served.sent:
+                served.sent[one.name] = one.stamp
+                self._router.route(_load_module(one, host.id, served))
+
+    def _refuse(self, host: Host, served: _Served, name: str) -> None:
+        self._router.stray(host.id, "for modules that it may not have", log=False)
+        self._log_refusal(host, served, name)
+        self._router.route(_message((name, None, None, None, ()), host.id))
 
     def _on_get_resource(self, msg: mitogen.core.Message) -> None:
         # Data files of packages: nothing that this module calls on a host has any.
-        if msg.is_dead:
+        host = self._router.guest_of(msg)
+        if msg.is_dead or host is None:
             return
-        stream = self._router.stream_by_id(msg.src_id)
+        self._router.stray(host.id, "for files that it may not have", log=False)
         try:
-            package, resource = msg.unpickle()
-            name = f"{package} (its file {resource})"
-        except Exception:
+            asked = answers.read_answer(msg.data[: 8 * _LONGEST_NAME])
+            package, resource = (str(part)[:_LONGEST_NAME] for part in asked)  # type: ignore[attr-defined]  # tried
+        except (ValueError, TypeError, answers.UnreadableError):
             return
-        self._log_refusal(msg.src_id, name[:200])
-        if stream is not None:
-            answer = mitogen.core.Message.pickled(
-                (package, resource),
-                None,
-                dst_id=stream.protocol.remote_id,
-                handle=mitogen.core.LOAD_RESOURCE,
+        with self._lock:
+            served = self._served.setdefault(host.id, _Served())
+        self._log_refusal(host, served, f"{package} (its file {resource})")
+        self._router.route(
+            mitogen.core.Message.pickled(
+                (package, resource), None, dst_id=msg.src_id, handle=mitogen.core.LOAD_RESOURCE
             )
-            stream.protocol.send(answer)
+        )
 
-    def _log_refusal(self, host: int, fullname: str) -> None:
-        top = fullname.split(".")[0]
-        refused = self._refused.setdefault(host, set())
-        if top in sys.stdlib_module_names or fullname in refused or len(refused) >= _MOST_REFUSALS:
+    def _log_refusal(self, host: Host, served: _Served, name: str) -> None:
+        if name in served.refused or len(served.refused) >= MOST_REFUSALS:
+            return
+        served.refused.add(name)
+        shown = ascii(bounded_text(name, 200))
+        if name.split(".")[0] in sys.stdlib_module_names:
             return  # of its own standard library a Python asks for what it was built without
-        refused.add(fullname)
-        context = self._router.context_by_id(host, create=False)
+        if name in served.absent:
+            LOGGER.info(
+                "Host %s asked for the module %s, which has no Python source on the agent: it is"
+                " compiled, or not installed. Install it on the host if it is needed there.",
+                host.name,
+                shown,
+            )
+            return
         LOGGER.warning(
             "Host %s asked for the module %s, which nothing that was called there needs: refused."
             " If a handler does need it there, name it in"
             " inmanta_plugins.mitogen.allow_modules.",
-            (context and context.name) or host,
-            ascii(fullname[:200]),
+            host.name,
+            shown,
         )
 
-    def _override_plugins(self, names: Iterable[str]) -> None:
-        for name in sorted(names):
-            if name.split(".")[0] != _PLUGINS:
-                continue
-            if name == _PLUGINS or _is_package(name):
-                self._serve_blank(name)
-            elif found := _source(name):
-                path, source = found
-                self._router.responder.add_source_override(name, path, source.encode(), False)
 
-    def _serve_blank(self, package: str) -> None:
-        module = sys.modules.get(package)
-        prefix = f"{package}."
-        children = {
-            name[len(prefix) :]
-            for name in list(sys.modules)
-            if name.startswith(prefix) and "." not in name[len(prefix) :]
-        }
-        children |= {found.name for found in pkgutil.iter_modules(getattr(module, "__path__", ()))}
-        # Not add_source_override: mitogen looks for the children in one directory, and those of
-        # inmanta_plugins lie in many, some found by no path at all but by inmanta's own loader.
-        self._router.responder._cache[package] = (
-            package,
-            sorted(children),
-            f"blank/{package.replace('.', '/')}/__init__.py",
-            mitogen.core.Blob(zlib.compress(b"", 9)),
-            [],
-        )
+def _explicitly_allowed(name: str) -> Module | None:
+    for allowed in _explicit:
+        found = modules.needed(allowed)[0].get(name)
+        if found is not None:
+            return found
+    return None
+
+
+def _load_module(module: Module, destination: int, served: _Served) -> mitogen.core.Message:
+    """The message in which mitogen's importer expects a module."""
+    source = b"" if module.blank else module.source.encode()
+    children = None
+    if module.is_package:
+        prefix = f"{module.name}."
+        children = sorted(_children(module, served.allowed, prefix))
+    related = [one.name for one in modules.certain(module, served.allowed)]
+    # Not its path on the agent: that is none of the host's business.
+    path = module.name.replace(".", "/") + ("/__init__.py" if module.is_package else ".py")
+    packed = mitogen.core.Blob(zlib.compress(source, 9))
+    return _message((module.name, children, path, packed, related), destination)
+
+
+def _children(module: Module, allowed: Iterable[str], prefix: str) -> set[str]:
+    if module.name.split(".")[0] != PLUGINS:
+        return set(module.children())
+    names = (name[len(prefix) :] for name in allowed if name.startswith(prefix))
+    return {name for name in names if "." not in name}
+
+
+def _message(content: object, destination: int) -> mitogen.core.Message:
+    return mitogen.core.Message.pickled(
+        content, dst_id=destination, handle=mitogen.core.LOAD_MODULE
+    )

@@ -1,0 +1,150 @@
+"""What a connection may send before and beside its messages: lines, within bounds.
+
+While a host is being connected, mitogen looks for prompts and marks in all that the ssh client, a
+sudo or the host's shell write, and keeps the end of it for the error. What goes to stderr it logs
+for as long as the connection lives. Neither has a limit there: a host could fill the memory with
+one line that never ends, have mitogen's own source sent again and again, and hold up the thread
+that serves all the other hosts. Here both have one.
+"""
+
+import functools
+import logging
+import time
+from typing import Any
+
+import mitogen.core
+import mitogen.parent
+
+LOGGER = logging.getLogger(__name__)
+
+MOST_BEFORE_CONNECTED = 1024 * 1024
+"""What may come from a host before its Python runs, in bytes: banners, prompts, messages."""
+MOST_TO_CONNECT = 4 * 1024 * 1024
+"""What may wait to be sent to a host before its Python runs, in bytes."""
+STDERR_BURST = 256 * 1024
+"""What may come on the stderr of a connection at once, in bytes."""
+STDERR_RATE = 4 * 1024
+"""What may come on it in the long run, in bytes a second."""
+# Small reads are joined to pieces of this size: each costs some 40 bytes of its own.
+_PIECE = 4096
+_LONGEST_LINE = 64 * 1024
+
+
+class Allowance:
+    """
+    So much at once, and so much a second in the long run.
+
+    :param burst: What can be had at once.
+    :param rate: What is added each second, up to `burst`.
+    """
+
+    def __init__(self, burst: float, rate: float) -> None:
+        self._burst = burst
+        self._rate = rate
+        self._left = burst
+        self._since = time.monotonic()
+
+    def take(self, amount: float = 1) -> bool:
+        """
+        :param amount: What is wanted.
+        :return: Whether it can be had; if not, nothing was taken.
+        """
+        now = time.monotonic()
+        self._left = min(self._burst, self._left + (now - self._since) * self._rate)
+        self._since = now
+        if self._left < amount:
+            return False
+        self._left -= amount
+        return True
+
+
+class GuardedStream(mitogen.core.Stream):  # type: ignore[misc]  # mitogen is not typed
+    """A stream to a host that says no more than it may."""
+
+    def __init__(self) -> None:
+        self._before_connected = 0
+        self._stderr = Allowance(STDERR_BURST, STDERR_RATE)
+        self._dropped = 0
+
+    @classmethod
+    def in_place_of(cls, stream: mitogen.core.Stream) -> "GuardedStream":
+        """
+        :param stream: A stream that was just made.
+        :return: One with its protocol.
+        """
+        guarded = cls()
+        guarded.set_protocol(stream.protocol)
+        return guarded
+
+    def on_receive(self, broker: mitogen.core.Broker) -> None:
+        """As mitogen's own, on the broker's thread, with the bounds of this module."""
+        data = self.receive_side.read(self.protocol.read_size)
+        if not data:
+            self.on_disconnect(broker)
+        elif isinstance(self.protocol, mitogen.core.MitogenProtocol):
+            self.protocol.on_receive(broker, self._joined(data))
+        elif self is self.conn.stderr_stream:
+            self._on_stderr(broker, data)
+        else:
+            self._on_bootstrap(broker, data)
+
+    def _joined(self, data: bytes) -> bytes:
+        # The pieces of a message that is not complete yet. Mitogen itself joins the first ones.
+        pieces, protocol = self.protocol._input_buf, self.protocol
+        if len(pieces) > 1 and len(pieces[-1]) < _PIECE:
+            last = pieces.pop()
+            protocol._input_buf_len -= len(last)
+            return bytes(last) + data
+        return data
+
+    def _on_bootstrap(self, broker: mitogen.core.Broker, data: bytes) -> None:
+        self._before_connected += len(data)
+        if self._before_connected > MOST_BEFORE_CONNECTED:
+            self._fail(f"it sent more than {MOST_BEFORE_CONNECTED // 1024} KiB")
+            return
+        protocol = self.protocol
+        protocol.on_receive(broker, data)
+        writer = getattr(protocol, "_writer", None)
+        if writer is not None and writer._len > MOST_TO_CONNECT:
+            self._fail("it asked for mitogen's source again and again")
+
+    def _fail(self, what: str) -> None:
+        self.conn._fail_connection(
+            mitogen.core.StreamError(f"{what} before its Python ran".replace("%", "%%"))
+        )
+
+    def _on_stderr(self, broker: mitogen.core.Broker, data: bytes) -> None:
+        if not self._stderr.take(len(data)):
+            if not self._dropped:
+                LOGGER.warning(
+                    "The connection to %s writes more than %d bytes a second to stderr: dropped.",
+                    self.name,
+                    STDERR_RATE,
+                )
+            self._dropped += len(data)
+            return
+        self._dropped = 0
+        protocol = self.protocol
+        protocol.on_receive(broker, data)
+        if len(getattr(protocol, "_trailer", b"")) > _LONGEST_LINE:
+            protocol._trailer = b""
+
+
+@functools.cache
+def guarded(connection_class: type[Any]) -> type[Any]:
+    """
+    :param connection_class: One of mitogen's ways to connect.
+    :return: The same with guarded streams.
+    """
+
+    class Guarded(connection_class):  # type: ignore[misc]  # mitogen is not typed
+        def stream_factory(self) -> mitogen.core.Stream:
+            return GuardedStream.in_place_of(super().stream_factory())
+
+        def stderr_stream_factory(self) -> mitogen.core.Stream:
+            return GuardedStream.in_place_of(super().stderr_stream_factory())
+
+    Guarded.__name__ = Guarded.__qualname__ = connection_class.__name__
+    # Mitogen's own messages name it.
+    Guarded.__module__ = connection_class.__module__
+    return Guarded
