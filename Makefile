@@ -37,7 +37,7 @@ matrix: host ## the tests on each supported combination of Python, inmanta-core 
 	@"$(PYTHON)" tools/matrix.py $(MATRIX_ARGS)
 
 demo: env ## an orchestrator that deploys a small model; KEEP=1 leaves it up
-	@KEEP="$(KEEP)" $(python) demo/run.py
+	@exec env KEEP="$(KEEP)" $(python) demo/run.py
 
 clean: ## remove all that was made here
 	rm -rf .venv .venv-matrix .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
