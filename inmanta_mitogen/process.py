@@ -12,6 +12,7 @@ import selectors
 import signal
 import stat
 import subprocess
+import threading
 import time
 from typing import (
     IO,
@@ -196,7 +197,12 @@ def run_raw(
     streams = _Streams(process, content)
     try:
         try:
-            in_time = _finish(process, streams, deadline)
+            with _ended_by_sigterm():
+                in_time = _finish(process, streams, deadline)
+        except _Terminated:
+            _kill(process, streams.pipes)
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise
         except BaseException:
             _kill(process, streams.pipes)
             raise
@@ -218,6 +224,38 @@ def run_raw(
         killed,
         survivors,
     )
+
+
+class _Terminated(BaseException):
+    """
+    This interpreter is told to end.
+    """
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """
+    Within it SIGTERM raises an exception, and ends this process afterwards as it always does.
+
+    So ends an interpreter that the agent gave up or lost (mitogen sends it the signal itself), and
+    the command that nobody waits for any more has to go with it.
+    """
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    )
+    if not ours:
+        yield
+        return
+
+    def terminate(number: int, frame: object) -> None:
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 # Starting

@@ -40,6 +40,13 @@ def note_and_die(path):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def note_and_nap(path, seconds):
+    """Leaves a trace of having run, and takes its time."""
+    with open(path, "a") as file:
+        file.write("ran\n")
+    time.sleep(seconds)
+
+
 def unsendable():
     return (number for number in range(3))
 

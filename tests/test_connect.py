@@ -2,7 +2,6 @@
 
 import collections.abc
 import concurrent.futures
-import contextlib
 import logging
 import os
 import signal
@@ -35,21 +34,6 @@ LOCAL: dict[str, object] = {"method_name": "local", "name": "", "python_path": [
 def behind(hop: dict[str, object], **options: object) -> dict[str, object]:
     """A context of its own behind a hop, which needs no privileges."""
     return {**LOCAL, **options, "via": hop}
-
-
-@pytest.fixture(scope="module")
-def idle_sockets() -> None:
-    """Mitogen keeps a pair of sockets for each thread that ever waited: let it make them first."""
-    together = threading.Barrier(16)
-
-    def wait() -> None:
-        together.wait()
-        with contextlib.suppress(mitogen.core.TimeoutError):
-            mitogen.core.Latch().get(timeout=0.5)
-
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        for waiter in [pool.submit(wait) for _ in range(16)]:
-            waiter.result()
 
 
 @pytest.fixture(autouse=True)

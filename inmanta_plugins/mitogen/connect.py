@@ -266,7 +266,7 @@ class Link:
     @property
     def ended(self) -> bool:
         """Whether nothing more will come through it."""
-        return self.inherited or self._gone.is_set()
+        return self.inherited or self._gone.is_set() or not _serves(self.router)
 
     @property
     def alive(self) -> bool:
@@ -543,7 +543,7 @@ class Hub:
 
     def _enter(self) -> mitogen.master.Router:
         with self._lock:
-            if self._router is None:
+            if self._router is None or not _serves(self._router):
                 # No watcher: it would end the broker with the thread that happens to come first.
                 broker = mitogen.master.Broker(install_watcher=False)
                 self._router = AgentRouter(broker)
@@ -612,6 +612,11 @@ class Hub:
             router, self._router = self._router, None
         if router is not None:
             _end_router(router)
+
+
+def _serves(router: mitogen.master.Router) -> bool:
+    """Whether its broker runs: mitogen ends it over any exception on its thread that is a bug."""
+    return bool(router.broker._alive)  # private, and nothing else tells
 
 
 def _end_router(router: mitogen.master.Router) -> None:

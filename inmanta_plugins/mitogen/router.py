@@ -156,6 +156,13 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
         super().register(context, stream)
         mitogen.core.listen(stream, "disconnect", lambda: self._on_gone(stream))
 
+    def _on_respondent_disconnect(self, context: mitogen.parent.Context) -> None:
+        """As mitogen's own, which ends the broker when one handler removes another of the host."""
+        for handle in self._handles_by_respondent.pop(context, ()):
+            _, handler, _, _ = self._handle_map.pop(handle, (None,) * 4)
+            if handler is not None:
+                handler(mitogen.core.Message.dead(self.respondent_disconnect_msg))
+
     def _on_gone(self, stream: mitogen.core.Stream) -> None:
         guest = self._guests.pop(stream, None)
         if guest is None:

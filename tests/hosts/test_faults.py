@@ -1,0 +1,561 @@
+"""
+What becomes of a connection, and of the calls on it, when a host, a hop, ssh or the network fails.
+Each fault is caused for real.
+"""
+
+import collections.abc
+import concurrent.futures
+import contextlib
+import os
+import pathlib
+import signal
+import socket
+import threading
+
+import far_side
+import pytest
+from network import FarHost, Link, far_host
+from reach import Context
+
+import support
+from inmanta_plugins.mitogen import (
+    CallTimeoutError,
+    Cause,
+    ConnectError,
+    Proxy,
+    RemoteException,
+    connect,
+)
+from pytest_inmanta_mitogen import SshHost, SshHostFactory
+
+# A deadline against hangs: nothing here may wait for longer than its time-outs, added up.
+pytestmark = [
+    pytest.mark.timeout(90),
+    pytest.mark.usefixtures("idle_sockets"),
+    support.requires("sshd", "ssh", "ssh-keygen"),
+]
+
+
+@pytest.fixture
+def host(mitogen_ssh_host_factory: SshHostFactory) -> SshHost:
+    return mitogen_ssh_host_factory()
+
+
+@pytest.fixture
+def sudo_host(
+    mitogen_ssh_host_factory: SshHostFactory, trusted: support.User, python: str
+) -> SshHost:
+    """
+    A host that is logged in to as a user who may do everything with sudo.
+    """
+    return mitogen_ssh_host_factory(username=trusted.name, python_path=[python])
+
+
+def behind_sudo(host: SshHost, **options: object) -> Context:
+    """
+    Root of the host, by way of the user who logs in.
+    """
+    return {
+        "method_name": "sudo",
+        "name": "root",
+        "python_path": host.python_path,
+        "via": host.serialized(**options),
+    }
+
+
+@pytest.fixture
+def pool() -> collections.abc.Iterator[concurrent.futures.ThreadPoolExecutor]:
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        yield pool
+
+
+@pytest.fixture
+def trace(tmp_path: pathlib.Path) -> pathlib.Path:
+    """
+    Where a function on the host notes that it ran. The host's users may write there.
+    """
+    path = tmp_path / "trace"
+    path.touch()
+    path.chmod(0o666)
+    return path
+
+
+# Faults
+
+
+def children(command: str) -> list[int]:
+    """
+    The processes that this one started, and what they started, with this in their command line.
+    """
+    processes = support.Snapshot.take().processes
+    return [pid for pid, line in processes.items() if command in line]
+
+
+def kill(pids: collections.abc.Iterable[int]) -> None:
+    found = list(pids)
+    assert found, "nothing there to kill"
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
+    support.wait_until(lambda: all(map(support.is_gone, found)), f"{found} are gone")
+
+
+def kill_ssh(host: SshHost, proxy: Proxy, pid: int) -> None:
+    kill(children(f"{host.identity_file}"))
+
+
+def kill_session(host: SshHost, proxy: Proxy, pid: int) -> None:
+    host.kill_sessions()
+
+
+def kill_sshd_session(host: SshHost, proxy: Proxy, pid: int) -> None:
+    kill(pid for pid in host.session_pids() if "sshd" in support.command_line(pid))
+
+
+def kill_interpreter(host: SshHost, proxy: Proxy, pid: int) -> None:
+    kill([pid])
+
+
+def reboot(host: SshHost, proxy: Proxy, pid: int) -> None:
+    host.restart()
+
+
+FAULTS = [kill_ssh, kill_session, kill_sshd_session, kill_interpreter, reboot]
+each_fault = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+
+
+def lost(proxy: Proxy) -> None:
+    """
+    Waits until this side can know that the connection is lost.
+    """
+    assert proxy._connection is not None
+    support.wait_until(lambda: not proxy._connection.alive, "the connection is lost")
+
+
+@each_fault
+def test_a_connection_lost_between_calls_is_made_anew(
+    host: SshHost, fault: collections.abc.Callable[[SshHost, Proxy, int], None]
+) -> None:
+    before = support.Snapshot.take()
+    with Proxy(host.serialized()) as proxy:
+        pid = proxy.remote_call(far_side.pid)
+        fault(host, proxy, pid)
+        lost(proxy)
+        assert proxy.remote_call(far_side.pid) != pid
+        assert proxy.run("echo", ["back"])[0] == "back"
+    if fault is not reboot:  # the server is a new process then
+        before.settle()
+    support.wait_until(lambda: not host.session_pids(), "nothing runs on the host")
+
+
+@each_fault
+def test_a_call_under_way_fails_and_is_not_repeated(
+    host: SshHost,
+    trace: pathlib.Path,
+    pool: concurrent.futures.ThreadPoolExecutor,
+    fault: collections.abc.Callable[[SshHost, Proxy, int], None],
+) -> None:
+    with Proxy(host.serialized()) as proxy:
+        pid = proxy.remote_call(far_side.pid)
+        call = pool.submit(proxy.remote_call, far_side.note_and_nap, str(trace), 600)
+        support.wait_until(trace.read_text, "the call runs")
+        fault(host, proxy, pid)
+        with pytest.raises(RemoteException, match="whether it ran is not known"):
+            call.result(timeout=60)
+        assert proxy.run("echo", ["back"])[0] == "back"
+    assert trace.read_text() == "ran\n"
+    support.wait_until(lambda: not host.session_pids(), "nothing runs on the host")
+
+
+def test_a_client_killed_just_before_a_call_does_not_cost_it(host: SshHost) -> None:
+    with Proxy(host.serialized()) as proxy:
+        for _ in range(3):
+            proxy.run("true")
+            # Not waited for by anyone but the kernel: this side finds out by the call itself.
+            kill_ssh(host, proxy, 0)
+            assert proxy.run("echo", ["back"])[0] == "back"
+
+
+def test_a_server_that_is_down_fails_each_call_until_it_is_back(host: SshHost) -> None:
+    with Proxy(host.serialized()) as proxy:
+        proxy.run("true")
+        host.stop()
+        lost(proxy)
+        held = support.Snapshot.take()
+        for _ in range(5):
+            with pytest.raises(RemoteException) as caught:
+                proxy.run("true")
+            error = caught.value.remote_exception
+            assert isinstance(error, ConnectError)
+            assert error.cause is Cause.REFUSED
+            held.settle()
+        host.start()
+        assert proxy.run("echo", ["back"])[0] == "back"
+
+
+# Hosts that hang
+
+
+def test_a_frozen_host_is_found_by_the_call_timeout(host: SshHost) -> None:
+    with Proxy(host.serialized(connect_timeout=1), call_timeout=30) as proxy:
+        proxy.run("true")
+        host.freeze()
+        proxy.call_timeout = 0.5
+        with pytest.raises(CallTimeoutError):
+            proxy.run("true")
+        with pytest.raises(RemoteException) as caught:
+            proxy.run("true")
+        assert isinstance(caught.value.remote_exception, ConnectError)
+        assert caught.value.remote_exception.cause is Cause.TIMEOUT
+        host.thaw()
+        proxy.call_timeout = 30
+        # A second is little for ssh on a busy machine.
+        proxy.serialized_context["connect_timeout"] = 30
+        assert proxy.run("echo", ["back"])[0] == "back"
+    support.wait_until(lambda: not host.session_pids(), "nothing runs on the host")
+
+
+KEEPALIVE = {"keepalive_enabled": True, "keepalive_interval": 1, "keepalive_count": 2}
+
+
+def test_a_frozen_host_is_found_by_keepalive_without_a_call_timeout(
+    host: SshHost, trace: pathlib.Path, pool: concurrent.futures.ThreadPoolExecutor
+) -> None:
+    with Proxy(host.serialized(**KEEPALIVE)) as proxy:
+        call = pool.submit(proxy.remote_call, far_side.note_and_nap, str(trace), 600)
+        support.wait_until(trace.read_text, "the call runs")
+        host.freeze()
+        with pytest.raises(RemoteException, match="whether it ran is not known"):
+            call.result(timeout=60)
+        host.thaw()
+        assert proxy.run("echo", ["back"])[0] == "back"
+    assert trace.read_text() == "ran\n"
+
+
+def test_a_call_timeout_below_the_time_to_connect_lets_calls_through(host: SshHost) -> None:
+    slow = ["/bin/sh", "-c", 'sleep 1; exec "$0" "$@"', *host.python_path]
+    with Proxy(host.serialized(python_path=slow)) as proxy:
+        pid = proxy.remote_call(far_side.pid)
+        # Enough for what has been called before, and less than connecting takes.
+        proxy.call_timeout = 0.9
+        kill([pid])
+        lost(proxy)
+        with contextlib.suppress(CallTimeoutError):  # a busy machine may be slower than that
+            assert proxy.remote_call(far_side.pid) != pid
+        assert proxy._connection is not None
+        assert proxy._revivals == 1
+
+
+def test_a_port_that_never_answers_costs_no_more_than_the_connect_timeout() -> None:
+    before = support.Snapshot.take()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        context = {"method_name": "ssh", "name": "", "hostname": "127.0.0.1", "connect_timeout": 1}
+        with pytest.raises(ConnectError) as caught:
+            Proxy({**context, "port": silent.getsockname()[1]}).connect()
+        assert caught.value.cause is Cause.TIMEOUT
+    before.settle()
+
+
+# Hops
+
+
+def of_the_hop(proxy: Proxy) -> int:
+    """
+    The process of the interpreter that the proxy's own was started from.
+    """
+    assert proxy._connection is not None
+    via = proxy._connection.link.via
+    assert via is not None
+    pid: int = via.context.call(os.getpid)
+    return pid
+
+
+@pytest.mark.parametrize("which", ["hop", "interpreter", "ssh"])
+def test_a_lost_hop_is_made_anew_and_no_call_is_repeated(
+    sudo_host: SshHost,
+    trace: pathlib.Path,
+    pool: concurrent.futures.ThreadPoolExecutor,
+    which: str,
+) -> None:
+    with Proxy(behind_sudo(sudo_host)) as proxy:
+        pids = {"interpreter": proxy.remote_call(far_side.pid), "hop": of_the_hop(proxy)}
+        call = pool.submit(proxy.remote_call, far_side.note_and_nap, str(trace), 600)
+        support.wait_until(trace.read_text, "the call runs")
+        kill([pids[which]] if which in pids else children(sudo_host.identity_file))
+        with pytest.raises(RemoteException, match="whether it ran is not known"):
+            call.result(timeout=60)
+        assert proxy.run("id", ["-un"])[0] == "root"
+        assert (of_the_hop(proxy) == pids["hop"]) == (which == "interpreter")
+    assert trace.read_text() == "ran\n"
+    support.wait_until(lambda: not sudo_host.session_pids(), "nothing runs on the host")
+    support.wait_until(lambda: support.is_gone(pids["interpreter"]), "root's interpreter is gone")
+
+
+def freeze(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    support.wait_until(
+        lambda: any(other == pid and state == "T" for other, _, state in support.processes()),
+        f"{pid} is frozen",
+    )
+
+
+def test_an_interpreter_frozen_behind_a_hop_is_killed_and_the_hop_stays(
+    sudo_host: SshHost, trusted: support.User
+) -> None:
+    with Proxy(behind_sudo(sudo_host), call_timeout=30) as proxy:
+        pid, hop = proxy.remote_call(far_side.pid), of_the_hop(proxy)
+        freeze(pid)
+        proxy.call_timeout = 0.5
+        with pytest.raises(CallTimeoutError):
+            proxy.run("true")
+        proxy.call_timeout = 30
+        assert proxy.run("id", ["-un"])[0] == "root"
+        assert of_the_hop(proxy) == hop
+        support.wait_until(lambda: support.is_gone(pid), "the frozen one is gone")
+    support.wait_until(lambda: not sudo_host.session_pids(), "nothing runs on the host")
+
+
+def test_a_hung_call_behind_a_hop_leaves_nothing_of_its_command(
+    sudo_host: SshHost, tmp_path: pathlib.Path
+) -> None:
+    noted = tmp_path / "pid"
+    with Proxy(behind_sudo(sudo_host), call_timeout=30) as proxy:
+        proxy.run("true")
+        proxy.call_timeout = 2
+        with pytest.raises(CallTimeoutError):
+            proxy.run("sh", ["-c", f"echo $$ >{noted}; sleep 600"])
+        proxy.call_timeout = 30
+        assert proxy.run("id", ["-un"])[0] == "root"
+        command = int(noted.read_text())
+        support.wait_until(lambda: support.is_gone(command), "the command is gone")
+
+
+def test_a_frozen_hop_is_found_by_all_behind_it(
+    sudo_host: SshHost,
+    pool: concurrent.futures.ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connect, "HOP_GRACE", 0.5)
+    contexts = [{**behind_sudo(sudo_host), "connect_timeout": 30, "name": f"r{n}"} for n in "12"]
+    with Proxy(contexts[0]) as first, Proxy(contexts[1]) as second:
+        hop = of_the_hop(first)
+        freeze(hop)
+        for proxy in (first, second):
+            proxy.call_timeout = 0.5
+            proxy.serialized_context["connect_timeout"] = 1
+        for call in [pool.submit(proxy.run, "true") for proxy in (first, second)]:
+            # Nothing is wrong with the interpreters, but nothing gets through to them.
+            with pytest.raises(RemoteException):
+                call.result(timeout=60)
+        for proxy in (first, second):
+            proxy.call_timeout = 30
+            with contextlib.suppress(RemoteException):  # one of them finds that the hop is silent
+                proxy.run("true")
+            proxy.serialized_context["connect_timeout"] = 30
+            assert proxy.run("id", ["-un"])[0] == "root"
+    # Nobody from outside can end what is frozen, but it has to go as soon as it goes on.
+    os.kill(hop, signal.SIGCONT)
+    support.wait_until(lambda: not sudo_host.session_pids(), "nothing runs on the host")
+
+
+def test_the_crash_of_the_thread_that_serves_all_hosts_costs_one_reconnect(host: SshHost) -> None:
+    def crash() -> None:
+        raise AssertionError("on purpose")
+
+    with Proxy(beside(host, 1)) as one, Proxy(beside(host, 2)) as other:
+        assert one._connection is not None
+        one._connection.link.router.broker.defer(crash)
+        lost(one)
+        assert one.run("echo", ["back"])[0] == "back"
+        assert other.run("echo", ["back"])[0] == "back"
+
+
+# A link that is cut
+
+
+@pytest.fixture
+def far() -> collections.abc.Iterator[tuple[FarHost, Link]]:
+    """
+    A host at the other end of a network link that can be cut.
+    """
+    support.need("ip", root=True)
+    with far_host() as (host, link):
+        yield host, link
+
+
+def test_a_cut_link_is_found_by_the_call_timeout(far: tuple[FarHost, Link]) -> None:
+    host, link = far
+    with Proxy(host.serialized(connect_timeout=2), call_timeout=30) as proxy:
+        proxy.run("true")
+        link.cut()
+        proxy.call_timeout = 0.5
+        with pytest.raises(CallTimeoutError):
+            proxy.run("true")
+        with pytest.raises(RemoteException) as caught:
+            proxy.run("true")
+        assert isinstance(caught.value.remote_exception, ConnectError)
+        assert caught.value.remote_exception.cause in (Cause.TIMEOUT, Cause.UNREACHABLE)
+        link.mend()
+        proxy.call_timeout = 30
+        proxy.serialized_context["connect_timeout"] = 30
+        assert proxy.run("echo", ["back"])[0] == "back"
+
+
+def test_a_cut_link_is_found_by_keepalive_without_a_call_timeout(
+    far: tuple[FarHost, Link],
+    trace: pathlib.Path,
+    pool: concurrent.futures.ThreadPoolExecutor,
+) -> None:
+    host, link = far
+    with Proxy(host.serialized(**KEEPALIVE)) as proxy:
+        call = pool.submit(proxy.remote_call, far_side.note_and_nap, str(trace), 600)
+        support.wait_until(trace.read_text, "the call runs")
+        link.cut()
+        with pytest.raises(RemoteException, match="whether it ran is not known"):
+            call.result(timeout=60)
+        link.mend()
+        assert proxy.run("echo", ["back"])[0] == "back"
+    assert trace.read_text() == "ran\n"
+
+
+# Many at once
+
+
+def test_one_proxy_over_ssh_serves_many_threads(
+    host: SshHost, pool: concurrent.futures.ThreadPoolExecutor
+) -> None:
+    with Proxy(host.serialized()) as proxy:
+        answers = list(pool.map(lambda n: proxy.remote_call(far_side.echo, n), range(640)))
+    assert answers == [[[n], {}] for n in range(640)]
+
+
+def beside(host: SshHost, number: int) -> Context:
+    """
+    A context of its own on a host that many share.
+    """
+    return {
+        "method_name": "local",
+        "name": f"number {number}",
+        "python_path": host.python_path,
+        "via": host.serialized(),
+    }
+
+
+def test_many_proxies_on_one_host_do_not_mix_their_answers(
+    host: SshHost, pool: concurrent.futures.ThreadPoolExecutor
+) -> None:
+    proxies = [Proxy(beside(host, number)) for number in range(32)]
+
+    def work(number: int) -> list[object]:
+        with proxies[number] as proxy:
+            return [proxy.remote_call(far_side.echo, number, n) for n in range(10)]
+
+    answers = list(pool.map(work, range(32)))
+    assert answers == [[[[number, n], {}] for n in range(10)] for number in range(32)]
+    assert host.logins() < 32  # they shared what they could
+    support.wait_until(lambda: not host.session_pids(), "nothing runs on the host")
+
+
+def test_connecting_and_disconnecting_while_others_call_disturbs_nobody(
+    host: SshHost, pool: concurrent.futures.ThreadPoolExecutor
+) -> None:
+    stop = threading.Event()
+
+    def call(proxy: Proxy) -> int:
+        count = 0
+        while not stop.is_set():
+            assert proxy.remote_call(far_side.echo, count) == [[count], {}]
+            count += 1
+        return count
+
+    def come_and_go(number: int) -> None:
+        for _ in range(3):
+            with Proxy(beside(host, number)) as proxy:
+                proxy.run("true")
+
+    with Proxy(beside(host, 0)) as steady:
+        callers = [pool.submit(call, steady) for _ in range(4)]
+        try:
+            list(pool.map(come_and_go, range(1, 5)))
+        finally:
+            stop.set()
+        assert all(caller.result(timeout=30) for caller in callers)
+    assert host.logins() == 1
+
+
+def test_forked_children_connect_for_themselves_while_the_parent_works(
+    host: SshHost, pool: concurrent.futures.ThreadPoolExecutor
+) -> None:
+    stop = threading.Event()
+
+    def call(proxy: Proxy) -> None:
+        while not stop.is_set():
+            proxy.run("true")
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            with Proxy(beside(host, 1)) as other:
+                other.run("true")
+
+    with Proxy(beside(host, 0)) as proxy:
+        pid = proxy.remote_call(far_side.pid)
+        workers = [pool.submit(call, proxy), pool.submit(come_and_go), pool.submit(come_and_go)]
+        answers = []
+        try:
+            for _ in range(4):
+                answers.append(in_a_child(lambda: str(proxy.remote_call(far_side.pid))))
+        finally:
+            stop.set()
+        for worker in workers:
+            worker.result(timeout=60)
+        assert all(answer.isdigit() for answer in answers), answers
+        assert len({*answers, str(pid)}) == 5
+        assert proxy.remote_call(far_side.pid) == pid
+    support.wait_until(lambda: not host.session_pids(), "nothing runs on the host")
+
+
+def in_a_child(work: collections.abc.Callable[[], str]) -> str:
+    """
+    What a function returns, or fails with, in a fork of this process; killed if it hangs.
+    """
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        signal.alarm(60)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        answer = ""
+        try:
+            answer = work()
+        except BaseException as error:
+            answer = repr(error)
+        finally:
+            os.write(write, answer.encode())
+            # As a process that exits: the connections that the child itself made end here.
+            connect.hub().end()
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as file:
+        answer = file.read()
+    os.waitpid(child, 0)
+    return answer
+
+
+def test_many_threads_on_a_dead_host_share_one_attempt_to_reconnect(
+    host: SshHost, pool: concurrent.futures.ThreadPoolExecutor
+) -> None:
+    with Proxy(host.serialized(connect_timeout=2)) as proxy:
+        proxy.run("true")
+        host.stop()
+        lost(proxy)
+        with socket.create_server((host.hostname, host.port), backlog=64) as silent:
+            calls = [pool.submit(proxy.run, "true") for _ in range(32)]
+            for call in calls:
+                error = call.exception(timeout=60)
+                assert isinstance(error, RemoteException)
+                assert isinstance(error.remote_exception, ConnectError)
+            silent.setblocking(False)
+            attempts = 0
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    silent.accept()[0].close()
+                    attempts += 1
+        assert 1 <= attempts < 8
