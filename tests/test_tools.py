@@ -69,6 +69,15 @@ def test_a_skip_is_a_failure_that_says_why_where_nothing_may_be_skipped(
     assert "no such program" in printed
 
 
+def test_a_skip_for_want_of_a_kernel_remains_a_skip(
+    suite: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test = "import pytest\ndef test_it():\n    pytest.skip('needs a kernel with quotas: EINVAL')\n"
+    (suite / "tests" / "test_it.py").write_text(test)
+
+    assert "1 skipped" in pytest_prints(suite, monkeypatch, "1")
+
+
 def test_a_file_that_is_skipped_is_a_failure_where_nothing_may_be_skipped(
     suite: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
