@@ -341,9 +341,11 @@ def test_a_command_that_ends_in_time_is_not_timed_out() -> None:
 
 
 def test_an_interrupted_run_leaves_no_command_behind() -> None:
+    before = support.Snapshot.take()
+
     def interrupt() -> None:
         # Both the shell and what it started.
-        wait_until(lambda: len(support.Snapshot.take().processes) == 2, "not started")
+        wait_until(lambda: len(before.added().processes) == 2, "not started")
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
@@ -351,7 +353,7 @@ def test_an_interrupted_run_leaves_no_command_behind() -> None:
     with pytest.raises(KeyboardInterrupt):
         run("sh", ["-c", f"sleep {FOREVER} & wait"])
     thread.join()
-    assert not support.Snapshot.take().processes
+    assert not before.added().processes
 
 
 # Daemons
@@ -481,8 +483,10 @@ def test_a_bad_argument_is_named_and_not_shown(
 # Over a connection
 
 
-def test_odd_bytes_survive_the_way_to_the_host_and_back(local_context: Callable) -> None:
-    assert local_context(run, "cat", stdin="\udcff")[0] == "\udcff"
+def test_odd_bytes_survive_the_way_to_the_host_and_are_marked_when_they_come_back(
+    local_context: Callable,
+) -> None:
+    assert local_context(run, "cat", stdin="\udcff")[0] == "\ufffd\\xff"
 
 
 def test_a_timeout_on_a_host_tells_everything_in_its_text(local_context: Callable) -> None:
