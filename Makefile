@@ -10,7 +10,7 @@ MATRIX_ARGS ?=
 python := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help env host test check format matrix demo clean
+.PHONY: help env host test check format matrix demo docs dist clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | expand -t 10
@@ -39,6 +39,15 @@ matrix: host ## the tests on each supported combination of Python, inmanta-core 
 demo: env ## an orchestrator that deploys a small model; KEEP=1 leaves it up
 	@exec env KEEP="$(KEEP)" $(python) demo/run.py
 
+docs: ## the guide, in docs/_build/html, with its links checked
+	@tools/make_env.sh .venv-docs "$(PYTHON)" -r docs/requirements.txt
+	@rm -rf docs/_build
+	@.venv-docs/bin/python -m sphinx -q -W --keep-going -b linkcheck docs docs/_build/linkcheck
+	@.venv-docs/bin/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+dist: ## wheel and sdist, in dist/, checked and tried on each supported Python
+	@"$(PYTHON)" -m tools.dist
+
 clean: ## remove all that was made here
-	rm -rf .venv .venv-matrix .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* .cache build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -27,7 +27,7 @@ has_venv || fail "'$python' has no venv module (Debian: apt-get install python3-
 stamp=$(
     {
         echo "$described" "$PWD" "$@"
-        cat setup.cfg setup.py requirements-dev.txt demo/requirements.txt tools/make_env.sh
+        cat setup.cfg setup.py requirements-dev.txt ./*/requirements.txt tools/make_env.sh
     } | sha256sum
 )
 [ "$(cat "$directory/.stamp" 2>/dev/null)" = "$stamp" ] && exit 0
