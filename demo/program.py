@@ -4,16 +4,16 @@ The command line of the demo.
 
 import argparse
 import os
+import pathlib
+import sys
 
 from demo import keep
-from demo.processes import (
-    Interrupted,
-    ProcessFailedError,
-    interruptible,
-)
+from demo.processes import Interrupted, ProcessFailedError, interruptible
 from demo.scenario import DemoError, Options, run
 from demo.services import InmantaServer
 from demo.show import Show
+
+_RUN = pathlib.Path(__file__).with_name("run.py")
 
 
 def main() -> int:
@@ -55,14 +55,11 @@ def _demo(options: Options, release: keep.Release | None) -> int:
 
 
 def _introduce(show: Show, server: InmantaServer, environment: str) -> None:
-    show.say(f"\nThe orchestrator stays up, as process {os.getpid()}.")
-    show.say(f"  API                 {server.url}/api/v2/docs")
-    show.say(f"  environment         {environment}")
-    show.say(f"  logs                {server.logs}")
-    show.say(
-        f"  the resources       curl -H 'X-Inmanta-tid: {environment}' {server.url}/api/v2/resource"
-    )
-    show.say(f"  to end it           kill {os.getpid()}   (or demo/run.py --stop)")
+    header = f"-H 'X-Inmanta-tid: {environment}'"
+    show.say(f"\nThe orchestrator stays up at [bold]{server.url}[/], and with it its hosts.")
+    show.say(f"  the resources   curl {header} {server.url}/api/v2/resource")
+    show.say(f"  its logs        {server.logs}")
+    show.say(f"  to end it all   kill {os.getpid()}   (or {sys.executable} {_RUN} --stop)\n")
 
 
 def _arguments() -> argparse.Namespace:

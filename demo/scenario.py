@@ -16,7 +16,12 @@ import rich.markup
 from demo.environments import Wheel, derived_environment, pip_settings, source_environment
 from demo.hosts import LoginHost, login_host, sudo_description
 from demo.orchestrator import LogRecord, Orchestrator, Project, Resource
-from demo.processes import ignore_interrupts, no_orphans, working_directory
+from demo.processes import (
+    ProcessFailedError,
+    ignore_interrupts,
+    no_orphans,
+    working_directory,
+)
 from demo.services import InmantaServer, Postgres
 from demo.show import Show
 
@@ -169,6 +174,9 @@ def _deploy_all(
             problems.append(f"The agents did not install {built.name}.")
         if problems:
             raise UnexpectedOutcomeError(problems)
+    except ProcessFailedError:
+        # It comes with the log that matters.
+        raise
     except Exception as error:
         raise DemoError(error, server.log_tails()) from error
     show.say(
