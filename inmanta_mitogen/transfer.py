@@ -18,15 +18,16 @@ import mitogen.core
 from inmanta_mitogen.files import new_hash
 from inmanta_mitogen.paths import AnyPath, native
 
-#: The most that one message carries, in bytes: with its header it fills one read of mitogen's.
-CHUNK = mitogen.core.CHUNK_SIZE - mitogen.core.Message.HEADER_LEN
+#: What one message carries, in bytes. Much less, and the memory of whoever sends falls into
+#: pieces that the C library does not give back: 30 MB of them with 128 KiB.
+CHUNK = 512 << 10
 
 #: What is no larger, in bytes, travels with the call or its answer. A second round trip would cost
 #: more than what chunks save.
 SMALL = 256 << 10
 
 #: The most bytes on the way, sent and not yet known to be received.
-WINDOW = 4 << 20
+WINDOW = 2 << 20
 
 #: After how many bytes whoever receives says so.
 ACKNOWLEDGE = WINDOW // 4
