@@ -15,7 +15,7 @@ import time
 
 from demo.processes import PATIENCE, ProcessFailedError, end, start, tail
 from demo.services import SshAgent
-from pytest_inmanta_mitogen.sshd import SshdNotFoundError, SshHost
+from pytest_inmanta_mitogen.sshd import SshdNotFoundError, SshHost, find_sshd
 
 # On the throwaway host of a user who may not use sudo without a password: the command is run,
 # but by that same user.
@@ -81,6 +81,7 @@ def sudo_description() -> str:
 
 
 def _openssh_host(stack: contextlib.ExitStack, directory: pathlib.Path) -> LoginHost | None:
+    find_sshd()
     host = SshHost(environment={"PATH": _host_path(directory)})
     with contextlib.ExitStack() as attempt:
         attempt.enter_context(host)
