@@ -60,6 +60,19 @@ def large(size):
 
 
 @mitogen.core.takes_router
+def table_sizes(router):
+    """What a hop's router keeps of the contexts that were connected through it."""
+    listeners = vars(router.broker)["_signals"]
+    return {
+        "contexts": len(router._context_by_id),
+        "streams": len(router._stream_by_id),
+        "routes": len(router.route_monitor._routes_by_stream),
+        "listeners": sum(map(len, listeners.values())),
+        "timers": len(router.broker.timers._lst),
+    }
+
+
+@mitogen.core.takes_router
 def call_context(context_id, router):
     """Asks another context of the same agent to run something."""
     message = mitogen.core.Message.pickled(
