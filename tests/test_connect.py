@@ -181,6 +181,30 @@ def test_hosts_cannot_send_messages_to_each_other() -> None:
             one.remote_call(far_side.call_context, other.context.context_id)
 
 
+@pytest.fixture
+def mitogen_logger() -> collections.abc.Iterator[logging.Logger]:
+    logger = logging.getLogger("mitogen")
+    level = logger.level
+    logger.setLevel(logging.NOTSET)
+    yield logger
+    logger.setLevel(level)
+
+
+def test_mitogen_is_quiet_in_a_log_at_debug_unless_told_otherwise(
+    caplog: pytest.LogCaptureFixture, mitogen_logger: logging.Logger
+) -> None:
+    def records() -> list[logging.LogRecord]:
+        caplog.clear()
+        with Proxy(dict(LOCAL)) as proxy:
+            proxy.run("true")
+        return [record for record in caplog.records if record.name.startswith("mitogen")]
+
+    caplog.set_level(logging.DEBUG)
+    assert not records()
+    mitogen_logger.setLevel(logging.DEBUG)
+    assert records()
+
+
 # Failing connections
 
 

@@ -25,6 +25,7 @@ import mitogen.parent
 from inmanta_plugins.mitogen import calls, interpreters
 from inmanta_plugins.mitogen.answers import UnreadableError, read_answer
 from inmanta_plugins.mitogen.diagnose import HopLost, diagnose, unprepared
+from inmanta_plugins.mitogen.logs import quiet_mitogen
 from inmanta_plugins.mitogen.modules import Stamp
 from inmanta_plugins.mitogen.options import SECRET_OPTIONS, hops_of
 from inmanta_plugins.mitogen.router import AgentRouter
@@ -544,6 +545,7 @@ class Hub:
     def _enter(self) -> mitogen.master.Router:
         with self._lock:
             if self._router is None or not _serves(self._router):
+                quiet_mitogen()
                 # No watcher: it would end the broker with the thread that happens to come first.
                 broker = mitogen.master.Broker(install_watcher=False)
                 self._router = AgentRouter(broker)

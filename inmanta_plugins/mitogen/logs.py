@@ -43,6 +43,19 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 LOGGER = logging.getLogger(__name__)
 
 
+def quiet_mitogen() -> None:
+    """
+    Keep mitogen's own DEBUG records out of a log that is at DEBUG as a whole.
+
+    Inmanta's agents log at DEBUG, and mitogen would write a record there for each read and write of
+    each connection, and have each host do so too and send them. A level that is set for the logger
+    ``mitogen`` is left as it is: that is how to get them.
+    """
+    logger = logging.getLogger("mitogen")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+
+
 def truncate_logged_value(raw_value: object) -> object:
     """
     Make of any value something short enough to log, at a cost that depends on the limit alone.
