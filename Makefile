@@ -4,13 +4,16 @@
 PYTHON ?= python3
 # More arguments for pytest, e.g. make test PYTEST_ARGS="-k ssh -x"
 PYTEST_ARGS ?=
+# How long make soak takes; SOAK_ARGS="--seed S" has the same faults again.
+MINUTES ?= 1
+SOAK_ARGS ?=
 # More arguments for tools/matrix.py, e.g. make matrix MATRIX_ARGS="--row 3.13"
 MATRIX_ARGS ?=
 
 python := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help env host test check format matrix demo docs dist clean
+.PHONY: help env host test check format matrix demo docs dist soak clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | expand -t 10
@@ -35,6 +38,9 @@ format: env ## rewrite the sources in the project's format
 
 matrix: host ## the tests on each supported combination of Python, inmanta-core and mitogen
 	@"$(PYTHON)" tools/matrix.py $(MATRIX_ARGS)
+
+soak: host env ## puts, runs and reads for MINUTES=n (1) while everything around them fails
+	@$(python) tools/soak.py --minutes $(MINUTES) $(SOAK_ARGS)
 
 demo: env ## an orchestrator that deploys a small model; KEEP=1 leaves it up
 	@exec env KEEP="$(KEEP)" $(python) demo/run.py

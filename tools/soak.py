@@ -1,0 +1,409 @@
+"""
+Works through a host for some minutes while everything around it fails, and counts what came of it.
+
+Puts, runs and reads go over ssh and over sudo behind ssh, from several threads. Meanwhile, at
+random, interpreters, ssh clients, sudos and sessions are killed, the host freezes, and the server
+restarts. At the end it prints a tally and checks that no file was ever partial, that nothing ran
+twice, that nothing waited for ever and that nothing is left. It exits with 0 only if all of this
+holds.
+
+The host is a throwaway ssh server on this machine; sudo to root has to need no password.
+"""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import faulthandler
+import getpass
+import hashlib
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mitogen.core
+
+from inmanta_plugins.mitogen import (
+    CallTimeoutError,
+    ConnectError,
+    Proxy,
+    PythonNotFoundError,
+    RemoteException,
+)
+from pytest_inmanta_mitogen import SshHost
+
+FILES = 6
+THREADS_PER_PROXY = 2
+PROXIES_PER_METHOD = 2
+CALL_TIMEOUT = 5.0
+# More than a CALL_TIMEOUT at times, so that some calls are given up.
+LONGEST_FREEZE = 8.0
+LARGEST_CONTENT = 2_000_000
+# How long an operation may take: to find out that the connection is lost, and to reconnect.
+PATIENCE = 120.0
+
+
+def content(rng: random.Random) -> bytes:
+    """What tells by itself whether all of it is there."""
+    body = rng.randbytes(int(rng.random() ** 4 * LARGEST_CONTENT))
+    digest = hashlib.sha256(body).hexdigest()
+    return json.dumps({"length": len(body), "sha256": digest}).encode() + b"\n" + body
+
+
+def is_whole(raw: bytes) -> bool:
+    head, newline, body = raw.partition(b"\n")
+    try:
+        told = json.loads(head)
+    except ValueError:
+        return False
+    return bool(newline) and told == {
+        "length": len(body),
+        "sha256": hashlib.sha256(body).hexdigest(),
+    }
+
+
+@dataclasses.dataclass
+class Tally:
+    """What was done, and what came of it."""
+
+    outcomes: collections.Counter[tuple[str, str]] = dataclasses.field(
+        default_factory=collections.Counter
+    )
+    faults: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    wrong: list[str] = dataclasses.field(default_factory=list)
+    looked: int = 0
+    slowest: float = 0.0
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+    def count(self, operation: str, outcome: str, seconds: float) -> None:
+        with self.lock:
+            self.outcomes[operation, outcome] += 1
+            self.slowest = max(self.slowest, seconds)
+
+    def note(self, trouble: str) -> None:
+        with self.lock:
+            self.wrong.append(trouble)
+
+
+class Work:
+    """The operations, each with all that it has to check."""
+
+    def __init__(self, directory: pathlib.Path, tally: Tally) -> None:
+        self.directory = directory
+        self.log = directory / "log"
+        self.tally = tally
+        self.answered: set[str] = set()
+        self.asked: set[str] = set()
+
+    def path(self, rng: random.Random) -> pathlib.Path:
+        return self.directory / f"file-{rng.randrange(FILES)}"
+
+    def put(self, proxy: Proxy, rng: random.Random) -> None:
+        proxy.put(str(self.path(rng)), content(rng))
+
+    def read(self, proxy: Proxy, rng: random.Random) -> None:
+        path = self.path(rng)
+        if not is_whole(proxy.read_binary(str(path))):
+            self.tally.note(f"{path} was read in part")
+
+    def run(self, proxy: Proxy, rng: random.Random) -> None:
+        name = uuid.UUID(bytes=rng.randbytes(16)).hex
+        self.asked.add(name)
+        # One write, which the kernel appends as a whole.
+        stdout, stderr, code = proxy.run("sh", ["-c", 'echo "$0" >>"$1"', name, str(self.log)])
+        if (stdout, stderr, code) != ("", "", 0):
+            self.tally.note(f"the command answered {(stdout, stderr, code)}")
+        self.answered.add(name)
+
+    def look(self) -> None:
+        """Checks the files from beside, as another process of the host sees them."""
+        for number in range(FILES):
+            path = self.directory / f"file-{number}"
+            self.tally.looked += 1
+            if not is_whole(path.read_bytes()):
+                self.tally.note(f"{path} was partial")
+
+    def check_runs(self) -> None:
+        ran = collections.Counter(self.log.read_text().split())
+        for name, times in ran.items():
+            if times > 1:
+                self.tally.note(f"the command {name} ran {times} times")
+            if name not in self.asked:
+                self.tally.note(f"the command {name} ran, and nobody asked for it")
+        if lost := self.answered - ran.keys():
+            self.tally.note(f"{len(lost)} commands answered and had not run")
+
+    def check_directory(self) -> None:
+        expected = {"log", *(f"file-{number}" for number in range(FILES))}
+        if more := {path.name for path in self.directory.iterdir()} - expected:
+            self.tally.note(f"left in the directory: {', '.join(sorted(more))}")
+
+
+def outcome_of(error: Exception) -> str:
+    """What an operation ended in, where that may happen; empty for all else."""
+    if isinstance(error, CallTimeoutError):
+        return "timed out"
+    if isinstance(error, RemoteException):
+        if isinstance(error.remote_exception, ConnectError | PythonNotFoundError):
+            return "cannot connect"
+        if isinstance(error.remote_exception, mitogen.core.ChannelError):
+            return "lost under way"
+    return ""
+
+
+def worker(proxy: Proxy, work: Work, seed: str, stop: threading.Event) -> None:
+    rng = random.Random(seed)
+    operations: list[Callable[[Proxy, random.Random], None]] = [work.put, work.read, work.run]
+    while not stop.is_set():
+        operation = rng.choice(operations)
+        started = time.monotonic()
+        outcome = "done"
+        try:
+            operation(proxy, rng)
+        except Exception as error:
+            outcome = outcome_of(error)
+            if not outcome:
+                outcome = "unexpected"
+                work.tally.note(f"{operation.__name__}: {type(error).__name__}: {error}")
+        work.tally.count(operation.__name__, outcome, time.monotonic() - started)
+        if outcome != "done":
+            time.sleep(0.05)  # a host that is down is not asked all the time
+
+
+# Faults
+
+
+def processes() -> Iterator[tuple[int, int, str]]:
+    """The id, the parent and the command line of each process that has not ended."""
+    for entry in pathlib.Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+                line = (
+                    (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
+                if state not in "ZX":
+                    yield int(entry.name), int(parent), line
+
+
+def descendants(root: int) -> dict[int, str]:
+    table = {pid: (parent, line) for pid, parent, line in processes()}
+    found = {root}
+    while more := {pid for pid, (parent, _) in table.items() if parent in found} - found:
+        found |= more
+    return {pid: table[pid][1] for pid in found - {root} if pid in table}
+
+
+class Faults:
+    """What is done to the host, with the random generator's choice of the victims."""
+
+    def __init__(self, host: SshHost, rng: random.Random) -> None:
+        self._host, self._rng = host, rng
+
+    def interpreter_killed(self) -> None:
+        self._kill_one(self._session_processes("(mitogen:"))
+
+    def sudo_killed(self) -> None:
+        self._kill_one(self._session_processes("sudo "))
+
+    def ssh_killed(self) -> None:
+        mine = descendants(os.getpid())
+        self._kill_one([pid for pid, line in mine.items() if self._host.identity_file in line])
+
+    def sessions_killed(self) -> None:
+        self._host.kill_sessions()
+
+    def server_restarted(self) -> None:
+        self._host.restart()
+
+    def server_away(self) -> None:
+        self._host.stop()
+        time.sleep(self._rng.random() * 3)
+        self._host.start()
+
+    def host_frozen(self) -> None:
+        self._host.freeze()
+        try:
+            time.sleep(self._rng.random() * LONGEST_FREEZE)
+        finally:
+            self._host.thaw()
+
+    def _session_processes(self, text: str) -> list[int]:
+        lines = {pid: line for pid, _, line in processes()}
+        return [pid for pid in self._host.session_pids() if text in lines.get(pid, "")]
+
+    def _kill_one(self, pids: list[int]) -> None:
+        if pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._rng.choice(sorted(pids)), signal.SIGKILL)
+
+    def any(self) -> str:
+        kinds = {
+            self.interpreter_killed: 6,
+            self.sudo_killed: 3,
+            self.ssh_killed: 5,
+            self.sessions_killed: 2,
+            self.server_restarted: 2,
+            self.server_away: 1,
+            self.host_frozen: 1,
+        }
+        (fault,) = self._rng.choices(list(kinds), list(kinds.values()))
+        fault()
+        return fault.__name__.replace("_", " ")
+
+
+# All of it
+
+
+def sudo_works() -> bool:
+    return not subprocess.run(["sudo", "-n", "true"], capture_output=True).returncode
+
+
+def contexts(host: SshHost) -> list[dict[str, Any]]:
+    ssh = host.serialized()
+    sudo = {"method_name": "sudo", "name": "root", "python_path": host.python_path, "via": ssh}
+    methods = [ssh, sudo] if sudo_works() else [ssh]
+    return [
+        {**context, "name": f"{context['method_name']} {number}"}
+        for context in methods
+        for number in range(PROXIES_PER_METHOD)
+    ]
+
+
+def soak(minutes: float, seed: str) -> Tally:
+    tally = Tally()
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory(prefix="mitogen-soak-") as text, SshHost(name="soak") as host:
+        work = Work(pathlib.Path(text), tally)
+        for number in range(FILES):
+            (work.directory / f"file-{number}").write_bytes(content(rng))
+        work.log.touch()
+        stop = threading.Event()
+        proxies = [Proxy(context, call_timeout=CALL_TIMEOUT) for context in contexts(host)]
+        print(f"{len(proxies)} proxies: {', '.join(map(str, proxies))}", flush=True)
+        for proxy in proxies:
+            proxy.connect()
+        threads = [
+            threading.Thread(
+                target=worker, args=(proxy, work, f"{seed}-{p}-{t}", stop), daemon=True
+            )
+            for p, proxy in enumerate(proxies)
+            for t in range(THREADS_PER_PROXY)
+        ]
+        for thread in threads:
+            thread.start()
+        fail_at_random(Faults(host, rng), work, rng, minutes)
+        stop.set()
+        finish(proxies, threads, work, host)
+    return tally
+
+
+def fail_at_random(faults: Faults, work: Work, rng: random.Random, minutes: float) -> None:
+    end = time.monotonic() + minutes * 60
+    report = time.monotonic() + 30
+    while time.monotonic() < end:
+        time.sleep(rng.expovariate(1 / 1.2))
+        work.tally.faults[faults.any()] += 1
+        work.look()
+        if time.monotonic() > report:
+            report += 30
+            done = work.tally.outcomes.total()
+            total = work.tally.faults.total()
+            print(f"… {done} operations, {total} faults, {len(work.tally.wrong)} wrong", flush=True)
+
+
+def finish(
+    proxies: list[Proxy], threads: list[threading.Thread], work: Work, host: SshHost
+) -> None:
+    tally = work.tally
+    deadline = time.monotonic() + PATIENCE
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if hung := [thread.name for thread in threads if thread.is_alive()]:
+        tally.note(f"still waiting after {PATIENCE:.0f} s: {', '.join(hung)}")
+        faulthandler.dump_traceback()
+        return
+    # All faults are over: now everything has to work.
+    for proxy in proxies:
+        for operation in (work.put, work.read, work.run):
+            try:
+                try:
+                    operation(proxy, random.Random(str(uuid.uuid4())))
+                except RemoteException as error:
+                    if not outcome_of(error):
+                        raise
+                    # The last fault may have hit a connection that nobody used since.
+                    operation(proxy, random.Random(str(uuid.uuid4())))
+            except Exception as error:
+                tally.note(f"at the end {operation.__name__} on {proxy}: {error!r}")
+        proxy.disconnect(best_effort=True)
+    work.look()
+    work.check_runs()
+    work.check_directory()
+    check_nothing_runs(host, tally)
+
+
+def check_nothing_runs(host: SshHost, tally: Tally) -> None:
+    def left() -> dict[int, str]:
+        lines = {pid: line for pid, _, line in processes()}
+        there = {pid: lines.get(pid, "") for pid in host.session_pids()}
+        here = {pid: line for pid, line in descendants(os.getpid()).items() if "sshd" not in line}
+        return there | here
+
+    deadline = time.monotonic() + 30
+    while left() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for pid, line in left().items():
+        tally.note(f"still running: {pid} {line}")
+    threads = [t.name for t in threading.enumerate() if t is not threading.main_thread()]
+    if threads:
+        tally.note(f"threads still running: {', '.join(threads)}")
+
+
+def show(tally: Tally) -> None:
+    operations = sorted({operation for operation, _ in tally.outcomes})
+    outcomes = sorted({outcome for _, outcome in tally.outcomes})
+    print(f"\n{tally.outcomes.total()} operations, the slowest took {tally.slowest:.1f} s")
+    print(f"{'':8}" + "".join(f"{outcome:>16}" for outcome in outcomes))
+    for operation in operations:
+        numbers = (tally.outcomes[operation, outcome] for outcome in outcomes)
+        print(f"{operation:8}" + "".join(f"{number:16}" for number in numbers))
+    print(f"\n{tally.faults.total()} faults")
+    for fault, count in sorted(tally.faults.items()):
+        print(f"{count:8} {fault}")
+    print(f"\nfiles looked at from beside: {tally.looked}")
+    if tally.wrong:
+        print(f"{len(tally.wrong)} WRONG:")
+        for trouble in tally.wrong[:50]:
+            print(f"  {trouble}")
+    else:
+        print("no file was ever partial, nothing ran twice, nothing waits, nothing is left")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0].strip())
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--seed", default=str(random.SystemRandom().randrange(10**9)))
+    arguments = parser.parse_args()
+    print(
+        f"seed {arguments.seed}, {arguments.minutes:g} minutes, as {getpass.getuser()},"
+        f" Python {sys.version.split()[0]}, mitogen {'.'.join(map(str, mitogen.__version__))}",
+        flush=True,
+    )
+    tally = soak(arguments.minutes, arguments.seed)
+    show(tally)
+    return 1 if tally.wrong or not tally.outcomes else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
