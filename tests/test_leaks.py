@@ -55,8 +55,9 @@ def open_proxy() -> collections.abc.Iterator[Proxy]:
 
 
 @pytest.fixture
-def host(mitogen_ssh_host_factory: SshHostFactory) -> SshHost:
-    return mitogen_ssh_host_factory()
+def host(mitogen_ssh_host_factory: SshHostFactory, tmp_path: pathlib.Path) -> SshHost:
+    # A shell that is killed while it runs the user's own profile may leave a lock in his home.
+    return mitogen_ssh_host_factory(environment={"HOME": str(tmp_path)})
 
 
 def resident(pid: int) -> int:

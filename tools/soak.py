@@ -283,8 +283,13 @@ def contexts(host: SshHost) -> list[dict[str, Any]]:
 def soak(minutes: float, seed: str) -> Tally:
     tally = Tally()
     rng = random.Random(seed)
-    with tempfile.TemporaryDirectory(prefix="mitogen-soak-") as text, SshHost(name="soak") as host:
-        work = Work(pathlib.Path(text), tally)
+    with (
+        tempfile.TemporaryDirectory(prefix="mitogen-soak-") as files,
+        # Killed shells would leave locks in the home of whoever runs this.
+        tempfile.TemporaryDirectory(prefix="mitogen-soak-home-") as home,
+        SshHost(name="soak", environment={"HOME": home}) as host,
+    ):
+        work = Work(pathlib.Path(files), tally)
         for number in range(FILES):
             (work.directory / f"file-{number}").write_bytes(content(rng))
         work.log.touch()

@@ -58,8 +58,8 @@ class FarHost(SshHost):
     An ssh server in a network namespace.
     """
 
-    def __init__(self, namespace: str, address: str) -> None:
-        super().__init__(name="far")
+    def __init__(self, namespace: str, address: str, home: pathlib.Path) -> None:
+        super().__init__(name="far", environment={"HOME": str(home)})
         self.hostname = address
         self.port = 2222
         self._namespace = namespace
@@ -70,9 +70,11 @@ class FarHost(SshHost):
 
 
 @contextlib.contextmanager
-def far_host() -> collections.abc.Iterator[tuple[FarHost, Link]]:
+def far_host(home: pathlib.Path) -> collections.abc.Iterator[tuple[FarHost, Link]]:
     """
     A host at the other end of a link. Skips the test where namespaces can't be made.
+
+    :param home: The home directory of who logs in.
     """
     tag = secrets.token_hex(3)
     namespace, near, far = f"mitogen-{tag}", f"mn{tag}", f"mf{tag}"
@@ -89,7 +91,7 @@ def far_host() -> collections.abc.Iterator[tuple[FarHost, Link]]:
         run("ip", "-netns", namespace, "addr", "add", f"{subnet}.2/24", "dev", far)
         run("ip", "-netns", namespace, "link", "set", "lo", "up")
         run("ip", "-netns", namespace, "link", "set", far, "up")
-        with FarHost(namespace, f"{subnet}.2") as host:
+        with FarHost(namespace, f"{subnet}.2", home) as host:
             yield host, Link(namespace, far, host)
     finally:
         run("ip", "netns", "del", namespace)

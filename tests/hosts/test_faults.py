@@ -37,8 +37,9 @@ pytestmark = [
 
 
 @pytest.fixture
-def host(mitogen_ssh_host_factory: SshHostFactory) -> SshHost:
-    return mitogen_ssh_host_factory()
+def host(mitogen_ssh_host_factory: SshHostFactory, tmp_path: pathlib.Path) -> SshHost:
+    # A shell that is killed while it runs the user's own profile may leave a lock in his home.
+    return mitogen_ssh_host_factory(environment={"HOME": str(tmp_path)})
 
 
 @pytest.fixture
@@ -373,12 +374,12 @@ def test_the_crash_of_the_thread_that_serves_all_hosts_costs_one_reconnect(host:
 
 
 @pytest.fixture
-def far() -> collections.abc.Iterator[tuple[FarHost, Link]]:
+def far(tmp_path: pathlib.Path) -> collections.abc.Iterator[tuple[FarHost, Link]]:
     """
     A host at the other end of a network link that can be cut.
     """
     support.need("ip", root=True)
-    with far_host() as (host, link):
+    with far_host(tmp_path) as (host, link):
         yield host, link
 
 

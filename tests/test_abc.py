@@ -1,0 +1,317 @@
+"""
+What the bases do for a handler: resources of a small module are deployed for real, as an agent does
+it.
+"""
+
+import collections.abc
+import itertools
+import json
+import os
+import pathlib
+import sys
+import typing
+
+import inmanta.agent.cache
+import inmanta.agent.handler
+import pytest
+from inmanta import const
+from pytest_inmanta.plugin import Project
+
+import support
+from pytest_inmanta_mitogen import SshHost, SshHostFactory
+
+NUMBERS = itertools.count()
+
+MODEL = """
+import std
+import mitogen
+
+entity Note extends std::PurgeableResource:
+    string path
+    string text
+end
+Note.host [1] -- std::Host
+Note.via [0:1] -- mitogen::Context
+implement Note using std::none
+index Note(path)
+"""
+
+HANDLER = """
+import time
+
+from inmanta.agent.handler import CRUDHandler, HandlerContext, ResourcePurged, provider
+from inmanta.resources import resource
+from inmanta_plugins.mitogen.abc import HandlerABC, ResourceABC
+
+
+@resource("probe::Note", id_attribute="path", agent="host.name")
+class Note(ResourceABC):
+    fields = ("path", "text")
+    path: str
+    text: str
+
+
+@provider("probe::Note", name="probe")
+class NoteHandler(HandlerABC[Note]):
+    call_timeout = CALL_TIMEOUT
+
+    def read_resource(self, ctx: HandlerContext, resource: Note) -> None:
+        if resource.text == "hangs":
+            self.proxy.remote_call(time.sleep, 600)
+        if not self.proxy.file_exists(resource.path):
+            raise ResourcePurged()
+        resource.text = self.proxy.read(resource.path)
+
+    def create_resource(self, ctx: HandlerContext, resource: Note) -> None:
+        self.proxy.put(resource.path, resource.text.encode())
+        ctx.set_created()
+
+    def update_resource(self, ctx: HandlerContext, changes: dict, resource: Note) -> None:
+        self.proxy.put(resource.path, resource.text.encode())
+        ctx.set_updated()
+
+    def delete_resource(self, ctx: HandlerContext, resource: Note) -> None:
+        self.proxy.remove(resource.path)
+        ctx.set_purged()
+"""
+
+
+class Agent:
+    """
+    Deploys resources one after the other with one cache, as the agent of an orchestrator does.
+    """
+
+    def __init__(self, project: Project, directory: pathlib.Path) -> None:
+        self.project = project
+        self.directory = directory
+        self.cache = inmanta.agent.cache.AgentCache()
+        # All tests of a run share pytest-inmanta's project.
+        self.module = f"probe{next(NUMBERS)}"
+
+    def define(self, call_timeout: float | None = None) -> None:
+        """
+        :param call_timeout: That of the handler.
+        """
+        handler = HANDLER.replace("CALL_TIMEOUT", repr(call_timeout)).replace("probe", self.module)
+        self.project.create_module(self.module, initcf=MODEL, initpy=handler)
+
+    def compile(self, *lines: str) -> None:
+        text = "\n".join(["import std", "import mitogen", "import probe", *lines, ""])
+        self.project.compile(text.replace("probe", self.module).replace("DIR", str(self.directory)))
+
+    def resource(self, name: str) -> typing.Any:
+        """
+        :param name: That of the file.
+        """
+        path = str(self.directory / name)
+        resource = self.project.get_resource(f"{self.module}::Note", path=path)
+        assert resource is not None
+        return resource
+
+    def deploy(self, name: str) -> typing.Any:
+        """
+        :param name: That of the file.
+        :return: The handler that did it.
+        """
+        resource = self.resource(name)
+        handler = self.project.get_handler(resource, False)
+        handler.set_cache(self.cache)
+        self.ctx = inmanta.agent.handler.HandlerContext(resource)
+        handler.execute(self.ctx, resource, False)
+        return handler
+
+    @property
+    def state(self) -> const.ResourceState:
+        return const.ResourceState(self.ctx.status.value)
+
+    @property
+    def log(self) -> str:
+        """
+        What the last deploy sent to the orchestrator.
+        """
+        return "\n".join(json.dumps(line.to_dict(), default=repr) for line in self.ctx.logs)
+
+
+@pytest.fixture
+def agent(project: Project, tmp_path: pathlib.Path) -> collections.abc.Iterator[Agent]:
+    agent = Agent(project, tmp_path)
+    yield agent
+    agent.cache.close()
+
+
+@pytest.fixture
+def host(mitogen_ssh_host_factory: SshHostFactory, tmp_path: pathlib.Path) -> SshHost:
+    # A shell that is killed while it runs the user's own profile may leave a lock in his home.
+    return mitogen_ssh_host_factory(environment={"HOME": str(tmp_path)})
+
+
+LOCAL = f'mitogen::Local(name="here", python_path=[{json.dumps(sys.executable)}])'
+HERE = f'host = std::Host(name="here", os=std::linux, via={LOCAL})'
+
+
+def note(name: str, extra: str = "", text: str = "noted") -> str:
+    return f'probe::Note(host=host, path="DIR/{name}", text="{text}", purged=false{extra})'
+
+
+# Connections
+
+
+def test_resources_of_an_agent_share_the_connection_to_a_context(
+    agent: Agent, host: SshHost, tmp_path: pathlib.Path
+) -> None:
+    agent.define()
+    agent.compile(
+        f'host = std::Host(name="there", os=std::linux, via={host.model()})', note("a"), note("b")
+    )
+    one, other = agent.deploy("a"), agent.deploy("b")
+    assert one.proxy is other.proxy
+    assert host.logins() == 1
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == "noted"
+
+
+def test_another_context_or_another_agent_gets_another_connection(agent: Agent) -> None:
+    agent.define()
+    agent.compile(
+        HERE,
+        note("a"),
+        note("b", ', via=mitogen::Local(name="own", python_path=["/usr/bin/env", "python3"])'),
+        f'twin = std::Host(name="twin", os=std::linux, via={LOCAL})',
+        note("c").replace("host=host", "host=twin"),
+    )
+    proxies = [agent.deploy(name).proxy for name in "abc"]
+    assert len({id(proxy) for proxy in proxies}) == 3
+    assert len({proxy.context.context_id for proxy in proxies}) == 3
+    assert proxies[0].serialized_context == proxies[2].serialized_context
+
+
+def test_what_leaves_the_cache_is_disconnected(agent: Agent) -> None:
+    agent.define()
+    agent.compile(HERE, note("a"))
+    proxy = agent.deploy("a").proxy
+    interpreter = proxy.remote_call(os.getpid)
+    assert not support.is_gone(interpreter)
+    agent.cache.close()
+    with pytest.raises(RuntimeError, match="not connected"):
+        proxy.run("true")
+    support.wait_until(lambda: support.is_gone(interpreter), "the interpreter is gone")
+
+
+def test_a_host_that_rebooted_between_two_deploys_costs_no_failure(
+    agent: Agent, host: SshHost
+) -> None:
+    agent.define()
+    agent.compile(f'host = std::Host(name="there", os=std::linux, via={host.model()})', note("a"))
+    first = agent.deploy("a").proxy
+    assert agent.state is const.ResourceState.deployed
+    host.restart()
+    support.wait_until(lambda: not first._connection.alive, "the connection is lost")
+    second = agent.deploy("a").proxy
+    assert agent.state is const.ResourceState.deployed
+    assert second is first
+
+
+def test_a_host_that_cannot_be_reached_fails_its_resources_and_no_other(agent: Agent) -> None:
+    agent.define()
+    agent.compile(
+        HERE,
+        note("a"),
+        note(
+            "b",
+            f', via=mitogen::Ssh(name="gone", hostname="127.0.0.1", port={support.free_port()})',
+        ),
+    )
+    for _ in range(2):
+        agent.deploy("b")
+        assert agent.state is const.ResourceState.failed
+        assert "Cannot connect to gone" in agent.log
+        assert "AttributeError" not in agent.log
+    agent.deploy("a")
+    assert agent.state is const.ResourceState.deployed
+
+
+def test_a_context_that_was_refused_is_tried_anew_by_the_next_deploy(
+    agent: Agent, host: SshHost
+) -> None:
+    agent.define()
+    agent.compile(f'host = std::Host(name="there", os=std::linux, via={host.model()})', note("a"))
+    host.stop()
+    agent.deploy("a")
+    assert agent.state is const.ResourceState.failed
+    host.start()
+    agent.deploy("a")
+    assert agent.state is const.ResourceState.deployed
+
+
+# Logs
+
+
+def test_calls_are_logged_to_the_resource_at_hand_and_to_no_other(agent: Agent) -> None:
+    agent.define()
+    agent.compile(HERE, note("a"), note("b"))
+    proxy = agent.deploy("a").proxy
+    logger = proxy.logger
+    assert not isinstance(logger, inmanta.agent.handler.HandlerContext)
+    first = agent.ctx
+    assert called(first) == ["inmanta_mitogen.lexists", "inmanta_mitogen.put"]
+    agent.deploy("b")
+    assert called(agent.ctx) == called(first) == ["inmanta_mitogen.lexists", "inmanta_mitogen.put"]
+    assert agent.ctx is not first
+    assert proxy.logger is logger
+
+
+def called(ctx: inmanta.agent.handler.HandlerContext) -> list[str]:
+    """
+    The functions whose calls a resource's log tells of.
+    """
+    records = [line.to_dict()["kwargs"] for line in ctx.logs]
+    return [record["function"] for record in records if "function" in record]
+
+
+# Bounded calls
+
+
+def test_a_handlers_call_timeout_holds_for_its_calls_and_no_others(agent: Agent) -> None:
+    agent.define(call_timeout=5)
+    agent.compile(HERE, note("a"), note("b", text="hangs"), note("c"))
+    proxy = agent.deploy("a").proxy
+    assert proxy.call_timeout is None
+    agent.deploy("b")
+    assert agent.state is const.ResourceState.failed
+    assert "within 5 seconds (call_timeout)" in agent.log
+    assert proxy.call_timeout is None
+    # The interpreter that hangs is in nobody's way.
+    assert agent.deploy("c").proxy is proxy
+    assert agent.state is const.ResourceState.deployed
+
+
+def test_without_one_of_its_own_a_handler_has_the_call_timeout_of_the_variable(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INMANTA_MITOGEN_CALL_TIMEOUT", "4")
+    agent.define()
+    agent.compile(HERE, note("a"), note("b", text="hangs"))
+    assert agent.deploy("a").proxy.call_timeout == 4
+    agent.deploy("b")
+    assert agent.state is const.ResourceState.failed
+    assert "within 4.0 seconds (call_timeout)" in agent.log
+
+
+# The context of a resource
+
+
+def test_a_resource_carries_its_own_context_else_that_of_its_host_else_the_implicit_one(
+    agent: Agent,
+) -> None:
+    agent.define()
+    agent.compile(
+        HERE,
+        note("host"),
+        note("own", ', via=mitogen::Local(name="own")'),
+        'plain = std::Host(name="plain", ip="192.0.2.1", os=std::linux)',
+        note("implicit").replace("host=host", "host=plain"),
+    )
+
+    assert agent.resource("host").via["name"] == "here"
+    assert agent.resource("own").via == {"method_name": "local", "name": "own"}
+    implicit = agent.resource("implicit").via
+    assert (implicit["method_name"], implicit["hostname"]) == ("ssh", "192.0.2.1")
