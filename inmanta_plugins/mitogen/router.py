@@ -141,7 +141,9 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
         if not isinstance(answer, dict):
             raise mitogen.core.StreamError(f"{guest.name} answered nonsense when it was to connect")
         if isinstance(answer.get("msg"), str):
-            raise mitogen.core.StreamError(bounded_text(answer["msg"], 100_000).replace("%", "%%"))
+            # What came through a terminal ends its lines as terminals do.
+            text = answer["msg"].replace("\r\n", "\n").rstrip("\r")
+            raise mitogen.core.StreamError(bounded_text(text, 100_000))
         new, name = answer.get("id"), answer.get("name")
         if type(new) is not int or not any(new in block for block in guest.blocks):
             raise mitogen.core.StreamError(f"{guest.name} named a context that is not its own")
