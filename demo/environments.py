@@ -1,5 +1,5 @@
 """
-The wheel of this module, and Python environments that do not have it yet.
+The wheel of this module, that of the tutorial's, and Python environments that do not have them yet.
 """
 
 import importlib.metadata
@@ -102,10 +102,40 @@ class Wheel:
         :raises ProcessFailedError: When it can't be built.
         """
         finish(self._process, what=f"building the wheel of {_MODULE}", log=self._log)
-        wheels = list(self.directory.glob("*.whl"))
-        if len(wheels) != 1:
-            raise ProcessFailedError(f"building one wheel of {_MODULE}", 0, f"found: {wheels}")
-        return wheels[0]
+        return _only_wheel(self.directory, _MODULE)
+
+
+class TutorialWheel:
+    """
+    A wheel of the module that the tutorial builds, beside that of this module, and under
+    construction until :meth:`wait` returns.
+    """
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        """
+        :param directory: Where to build it.
+        """
+        self.directory = directory / "wheels"
+        self._log = directory / "tutorial-wheel.log"
+        source = directory / "tutorial"
+        shutil.copytree(CHECKOUT / "docs" / "tutorial" / "envfile", source, ignore=_not_source)
+        command = ("inmanta.app", "module", "build", "-o", str(self.directory), str(source))
+        self._process = start([sys.executable, "-m", *command], log=self._log)
+
+    def wait(self) -> pathlib.Path:
+        """
+        :return: The wheel.
+        :raises ProcessFailedError: When it can't be built.
+        """
+        finish(self._process, what="building the wheel of the tutorial", log=self._log)
+        return _only_wheel(self.directory, "inmanta-module-envfile")
+
+
+def _only_wheel(directory: pathlib.Path, name: str) -> pathlib.Path:
+    wheels = list(directory.glob(f"{name.replace('-', '_')}-*.whl"))
+    if len(wheels) != 1:
+        raise ProcessFailedError(f"building one wheel of {name}", 0, f"found: {wheels}")
+    return wheels[0]
 
 
 def pip_settings(wheel: pathlib.Path) -> dict[str, str]:

@@ -83,7 +83,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--stand-in",
         metavar="VERSION",
-        help="deploy with a published version of this module",
+        help="deploy with a published version of this module, 0.3 or later",
     )
     parser.add_argument(
         "--timeout",

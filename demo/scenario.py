@@ -13,7 +13,13 @@ import time
 
 import rich.markup
 
-from demo.environments import Wheel, derived_environment, pip_settings, source_environment
+from demo.environments import (
+    TutorialWheel,
+    Wheel,
+    derived_environment,
+    pip_settings,
+    source_environment,
+)
 from demo.hosts import LoginHost, login_host, sudo_description
 from demo.orchestrator import LogRecord, Orchestrator, Project, Resource
 from demo.processes import (
@@ -38,8 +44,10 @@ WITHOUT_PYTHON = "no-python"
 
 _DEPLOYED = tuple(agent for agent in WAYS if agent != WITHOUT_PYTHON)
 
+_TYPES = ("fs::File", "exec::Run", "envfile::Variable")
+
 _MODEL = [
-    *((agent, type) for agent in _DEPLOYED for type in ("fs::File", "exec::Run")),
+    *((agent, type) for agent in _DEPLOYED for type in _TYPES),
     (WITHOUT_PYTHON, "fs::File"),
 ]
 
@@ -125,8 +133,9 @@ def _deploy_all(
     show: Show, stack: contextlib.ExitStack, directory: pathlib.Path, options: Options
 ) -> tuple[InmantaServer, str]:
     begin = time.monotonic()
-    # Goes on while the rest starts.
+    # Both go on while the rest starts.
     wheel = Wheel(directory, options.stand_in)
+    tutorial = TutorialWheel(directory)
 
     with show.stage("Starting PostgreSQL") as stage:
         database = stack.enter_context(Postgres(directory / "postgres"))
@@ -139,9 +148,10 @@ def _deploy_all(
             f"ssh host ({host.description}) for {host.username} at {host.hostname}:{host.port}"
         )
 
-    with show.stage("Building this module's wheel") as stage:
+    with show.stage("Building this module's wheel, and the tutorial's") as stage:
         built = wheel.wait()
-        stage.outcome = f"{built.name}{', a stand-in' if options.stand_in else ''}"
+        stand_in = " (a stand-in)" if options.stand_in else ""
+        stage.outcome = f"{built.name}{stand_in}, {tutorial.wait().name}"
 
     with show.stage("Starting an orchestrator") as stage:
         python = source_environment(directory / "server-env")
@@ -231,6 +241,10 @@ def _problems_on_disk(target: pathlib.Path, host: LoginHost) -> list[str]:
         if content != f"Deployed on {agent}.\n":
             problems.append(f"{target / agent}.txt has the content {content!r}.")
 
+        variables = _read(target / f"{agent}.env")
+        if variables != "MANAGED_BY=the tutorial's module\n":
+            problems.append(f"{target / agent}.env has the content {variables!r}.")
+
         output = _read(target / f"{agent}.ran")
         words = (output or "").split()
         if not words:
@@ -270,7 +284,8 @@ def _project(
     # The file module's newer versions need inmanta-core 15, and do not say so.
     limit = "<1.1.1" if int(version.split(".")[0]) < 15 else ""
     (project / "requirements.txt").write_text(
-        f"inmanta-module-mitogen\ninmanta-module-exec\ninmanta-module-fs{limit}\n"
+        "inmanta-module-mitogen\ninmanta-module-envfile\ninmanta-module-exec\n"
+        f"inmanta-module-fs{limit}\n"
     )
     known_hosts = directory / "known_hosts"
     known_hosts.write_text(host.known_hosts_line)
@@ -299,7 +314,7 @@ def _deploy(
 ) -> None:
     with show.stage("Installing the modules that the model uses") as stage:
         project.install()
-        stage.outcome = "modules mitogen, fs, exec and std for the compiler"
+        stage.outcome = "modules mitogen, envfile, fs, exec and std for the compiler"
     with show.stage("Compiling and exporting main.cf"):
         project.export(client, environment)
     with show.stage("Deploying") as stage:

@@ -14,6 +14,7 @@ import shutil
 import sys
 import types
 import typing
+import zipfile
 
 import installed
 import pytest
@@ -463,6 +464,29 @@ def test_the_tutorials_project_compiles(tutorial: tuple[pathlib.Path, pathlib.Pa
     (variable,) = [r for r in exported if r["id"].startswith("envfile::Variable[web,")]
     assert variable["name"] == "DAEMON_OPTS"
     assert variable["via"]["via"]["hostname"] == "192.0.2.10"
+
+
+def test_the_tutorials_wheel_is_a_complete_module(
+    tutorial: tuple[pathlib.Path, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    folder, python = tutorial
+    ignore = shutil.ignore_patterns("*.egg-info", "tests")
+    shutil.copytree(folder / "envfile", tmp_path / "envfile", ignore=ignore)
+    command = (python, "-m", "inmanta.app", "module", "build", "-o", tmp_path / "dist")
+
+    done = installed.run(*command, tmp_path / "envfile", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stdout
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    files = set(zipfile.ZipFile(wheel).namelist())
+    package = "inmanta_plugins/envfile/"
+    assert {name.removeprefix(package) for name in files if name.startswith(package)} == {
+        "__init__.py",
+        "on_host.py",
+        "py.typed",
+        "setup.cfg",
+        "model/_init.cf",
+    }
 
 
 def test_the_tutorials_host_functions_run_on_the_oldest_python() -> None:
