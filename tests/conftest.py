@@ -19,9 +19,6 @@ pytest_plugins = ["pytest_inmanta_mitogen"]
 # pytest-inmanta installs modules from where pip is configured to, and from nowhere unless told.
 os.environ.setdefault("INMANTA_PIP_USE_SYSTEM_CONFIG", "true")
 
-# Shells start what runs in the background with SIGINT ignored, and a Ctrl-C is part of the tests.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 # A shell has what it runs in the background ignore Ctrl-C, and Python takes that for its own wish.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
