@@ -36,7 +36,7 @@ LOCAL: dict[str, object] = {
 MIB = 1 << 20
 OLD = b"old content"
 # More than the window, and no multiple of a chunk.
-LARGE = 2 * host.WINDOW + 12_345
+LARGE = 4 * host.WINDOW + 12_345
 
 
 class Recorder(inmanta.agent.handler.LoggerABC):
