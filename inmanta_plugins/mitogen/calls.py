@@ -128,7 +128,8 @@ def request_as_is(function: Callable[..., object], *args: object) -> mitogen.cor
     # The form of mitogen's CallChain.make_msg: chain, module, class, name, arguments.
     target = (None, function.__module__, None, function.__name__)
     return mitogen.core.Message(
-        data=_dumps((*target, args, mitogen.core.Kwargs({}))),
+        # A plain dict for mitogen's Kwargs, which is for Python 2: half the cost on both ends.
+        data=_dumps((*target, args, {})),
         enc=mitogen.core.Message.ENC_PKL,
         handle=mitogen.core.CALL_FUNCTION,
     )
@@ -158,6 +159,13 @@ def _untransportable(
     return TypeError(f"the arguments of {function_name(function)} cannot be sent: {error}")
 
 
+_COMMON_ANSWERS: dict[bytes, bool | None] = {
+    pickle.dumps(value, inmanta_mitogen.calls.PICKLE_PROTOCOL): value
+    for value in (None, True, False)
+}
+_COMMON_LENGTH = max(map(len, _COMMON_ANSWERS))
+
+
 def result_of(function: Callable[..., object], answer: mitogen.core.Message) -> object:
     """
     :param function: The function that was called.
@@ -168,6 +176,8 @@ def result_of(function: Callable[..., object], answer: mitogen.core.Message) -> 
     """
     if answer.is_dead:
         raise _lost(function, answer)
+    if len(answer.data) <= _COMMON_LENGTH and answer.data in _COMMON_ANSWERS:
+        return _COMMON_ANSWERS[answer.data]
     try:
         result = read_answer(answer.data)
     except UnreadableError as error:

@@ -38,7 +38,7 @@ from inmanta_plugins.mitogen.errors import (
     PythonNotFoundError,
     RemoteException,
 )
-from inmanta_plugins.mitogen.logs import truncate_logged_value
+from inmanta_plugins.mitogen.logs import truncate_logged_values
 from inmanta_plugins.mitogen.options import describe_context
 
 P = ParamSpec("P")
@@ -471,13 +471,17 @@ class Proxy(ForkAware):
 
     def _log(self, call: _Call, **outcome: object) -> None:
         ((key, value),) = outcome.items()
+        if key == "exception":
+            value = str(value)
+        *args, shown = truncate_logged_values((*call.args, *call.kwargs.values(), value))
+        positional = len(call.args)
         record: dict[str, Any] = {
             "function": calls.function_name(call.function),
             "context_name": self._name,
-            "args": [truncate_logged_value(arg) for arg in call.args],
-            "kwargs": {name: truncate_logged_value(arg) for name, arg in call.kwargs.items()},
+            "args": args[:positional],
+            "kwargs": dict(zip(call.kwargs, args[positional:], strict=True)),
             "duration": round(time.monotonic() - call.started, 6),
-            key: truncate_logged_value(str(value) if key == "exception" else value),
+            key: shown,
         }
         self.logger.debug(
             f"Calling function %(function)s in context %(context_name)s: %({key})s", **record
