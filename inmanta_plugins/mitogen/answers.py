@@ -27,6 +27,8 @@ _INT_BYTES = 2_000
 _EACH_COSTS = 40
 _EMPTY_COSTS: dict[type, int] = {dict: 64, list: 56, set: 216}
 _ENTRY_COSTS = 100
+_KEY_DEPTH = 100
+_KEY_PARTS = 10_000
 _CHECK_EVERY = 256
 
 
@@ -117,16 +119,16 @@ class _Reader:
 
     def _key(self, value: Any) -> Any:
         """Pays for the hash of a value, which C computes in full, depth and all."""
-        stack = [value]
-        while stack:
-            one = stack.pop()
-            self._pay(_EACH_COSTS)
-            if type(one) is tuple:
-                if len(stack) + len(one) > 1_000:
-                    raise UnreadableError("a key in it is too large")
-                stack.extend(one)
-        if type(value) is tuple and _depth(value) > 100:
-            raise UnreadableError("a key in it is nested too deeply")
+        if type(value) is not tuple:
+            return value
+        level, depth, parts = [value], 0, 0
+        while level:
+            level = [item for one in level if type(one) is tuple for item in one]
+            depth += 1
+            parts += len(level)
+            self._pay(_EACH_COSTS * (1 + len(level)))
+            if depth > _KEY_DEPTH or parts > _KEY_PARTS:
+                raise UnreadableError("a key in it is nested too deeply, or too large")
         return value
 
     # Reading
@@ -183,13 +185,15 @@ class _Reader:
         self._stack.append(int.from_bytes(self._take(size), "little", signed=True))
 
     def _text(self, size: int) -> None:
+        data = self._take(size)
         self._pay(size)
         # As Python's own does: file names that are no UTF-8 hold lone surrogates.
-        self._stack.append(self._take(size).decode("utf-8", "surrogatepass"))
+        self._stack.append(data.decode("utf-8", "surrogatepass"))
 
     def _bytes(self, size: int) -> None:
+        data = self._take(size)
         self._pay(size)
-        self._stack.append(self._take(size))
+        self._stack.append(data)
 
     def _tuple(self, size: int | None) -> None:
         if size is None:
@@ -260,15 +264,6 @@ class _Reader:
             raise UnreadableError("it is inconsistent")
         self._pay(len(argument))  # type: ignore[arg-type]  # of a type that has one
         self._stack.append(found.make(argument))
-
-
-def _depth(value: tuple[Any, ...]) -> int:
-    depth = 0
-    level: list[Any] = [value]
-    while level and depth <= 100:
-        depth += 1
-        level = [item for one in level for item in one if type(item) is tuple]
-    return depth
 
 
 Operation = Callable[[_Reader], None]

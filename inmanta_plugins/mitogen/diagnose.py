@@ -12,6 +12,7 @@ from inmanta_plugins.mitogen.errors import (
     first_of_python_path,
 )
 from inmanta_plugins.mitogen.options import address_of, describe_hop, user_of
+from inmanta_plugins.mitogen.streams import NoisyError
 
 # How many of the last lines that came back an error shows.
 SHOWN_LINES = 12
@@ -134,6 +135,8 @@ def diagnose(
     :return: The exception to raise.
     """
     text = str(failure)
+    if isinstance(failure, NoisyError):
+        return _connect_error(hop, Cause.OTHER, text)
     cause = _cause_of(hop, failure, text)
     if cause is not Cause.OTHER:
         return _connect_error(hop, cause, _what_came_back(text))

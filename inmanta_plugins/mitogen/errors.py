@@ -14,6 +14,10 @@ import re
 from collections.abc import Mapping
 
 import mitogen.core
+from inmanta_plugins.mitogen.texts import bounded_text
+
+# Of what a host wrote, in characters.
+_LONGEST_DETAIL = 8_000
 
 README_NOTE = (
     "The README of the mitogen module, section 'Python on the host', tells how to choose the"
@@ -55,7 +59,7 @@ class PythonNotFoundError(FileNotFoundError):
         from inmanta_plugins.mitogen.options import describe_hop
 
         self.hop = describe_hop(serialized_context)
-        self.found = found
+        self.found = found = bounded_text(found, _LONGEST_DETAIL)
         program = first_of_python_path(serialized_context)
         self.missing = missing or program
         super().__init__(errno.ENOENT, f"No such python interpreter on host {self.hop}", program)
@@ -139,7 +143,7 @@ class ConnectError(mitogen.core.StreamError):  # type: ignore[misc]  # mitogen i
         self.address = address
         self.user = user
         self.cause = cause
-        self.detail = detail
+        self.detail = detail = bounded_text(detail, _LONGEST_DETAIL)
         # Not through mitogen's own Error.__init__, which takes '%' in a text for a format.
         Exception.__init__(self, f"Cannot connect to {hop}: {detail.rstrip()}\n{cause.value}")
 

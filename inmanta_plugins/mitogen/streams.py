@@ -17,8 +17,10 @@ import mitogen.parent
 
 LOGGER = logging.getLogger(__name__)
 
-MOST_BEFORE_CONNECTED = 1024 * 1024
+MOST_BEFORE_CONNECTED = 128 * 1024
 """What may come from a host before its Python runs, in bytes: banners, prompts, messages."""
+LONGEST_LINE = 16 * 1024
+"""What a line may have there, and what one on stderr, in bytes."""
 MOST_TO_CONNECT = 4 * 1024 * 1024
 """What may wait to be sent to a host before its Python runs, in bytes."""
 STDERR_BURST = 256 * 1024
@@ -27,7 +29,12 @@ STDERR_RATE = 4 * 1024
 """What may come on it in the long run, in bytes a second."""
 # Small reads are joined to pieces of this size: each costs some 40 bytes of its own.
 _PIECE = 4096
-_LONGEST_LINE = 64 * 1024
+# A line costs mitogen some 20 µs, and other hosts wait meanwhile.
+_READ_OF_LINES = 4096
+
+
+class NoisyError(mitogen.core.StreamError):  # type: ignore[misc]  # mitogen is not typed
+    """A host wrote more than it may before its Python ran: nothing of that can be trusted."""
 
 
 class Allowance:
@@ -78,10 +85,11 @@ class GuardedStream(mitogen.core.Stream):  # type: ignore[misc]  # mitogen is no
 
     def on_receive(self, broker: mitogen.core.Broker) -> None:
         """As mitogen's own, on the broker's thread, with the bounds of this module."""
-        data = self.receive_side.read(self.protocol.read_size)
+        connected = isinstance(self.protocol, mitogen.core.MitogenProtocol)
+        data = self.receive_side.read(self.protocol.read_size if connected else _READ_OF_LINES)
         if not data:
             self.on_disconnect(broker)
-        elif isinstance(self.protocol, mitogen.core.MitogenProtocol):
+        elif connected:
             self.protocol.on_receive(broker, self._joined(data))
         elif self is self.conn.stderr_stream:
             self._on_stderr(broker, data)
@@ -104,14 +112,14 @@ class GuardedStream(mitogen.core.Stream):  # type: ignore[misc]  # mitogen is no
             return
         protocol = self.protocol
         protocol.on_receive(broker, data)
+        if len(getattr(protocol, "_trailer", b"")) > LONGEST_LINE:
+            self._fail(f"it sent a line of more than {LONGEST_LINE // 1024} KiB")
         writer = getattr(protocol, "_writer", None)
         if writer is not None and writer._len > MOST_TO_CONNECT:
             self._fail("it asked for mitogen's source again and again")
 
     def _fail(self, what: str) -> None:
-        self.conn._fail_connection(
-            mitogen.core.StreamError(f"{what} before its Python ran".replace("%", "%%"))
-        )
+        self.conn._fail_connection(NoisyError(f"{what} before its Python ran"))
 
     def _on_stderr(self, broker: mitogen.core.Broker, data: bytes) -> None:
         if not self._stderr.take(len(data)):
@@ -126,7 +134,7 @@ class GuardedStream(mitogen.core.Stream):  # type: ignore[misc]  # mitogen is no
         self._dropped = 0
         protocol = self.protocol
         protocol.on_receive(broker, data)
-        if len(getattr(protocol, "_trailer", b"")) > _LONGEST_LINE:
+        if len(getattr(protocol, "_trailer", b"")) > LONGEST_LINE:
             protocol._trailer = b""
 
 

@@ -1,0 +1,183 @@
+"""What a host that was taken over may do: run on it by tests, which look what becomes of the agent."""
+
+import os
+import pickle
+import select
+import struct
+import sys
+
+import mitogen.core
+
+AGENT = 0
+DEAD = mitogen.core.IS_DEAD
+
+
+class Touch:
+    """Creates a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mknod, (self.path,))
+
+
+def _write(econtext, data):
+    fd = econtext.stream.transmit_side.fd
+    view = memoryview(data)
+    while view:
+        select.select([], [fd], [])
+        try:
+            view = view[os.write(fd, view[:65536]) :]
+        except BlockingIOError:
+            pass
+
+
+def _frame(handle, data=b"", dst=AGENT, src=None, auth=None, reply_to=0, size=None, enc=0x4D49):
+    me = mitogen.context_id
+    return (
+        struct.pack(
+            ">hLLLLLL",
+            enc,
+            dst,
+            me if src is None else src,
+            me if auth is None else auth,
+            handle,
+            reply_to,
+            len(data) if size is None else size,
+        )
+        + data
+    )
+
+
+@mitogen.core.takes_econtext
+def raw(data, econtext):
+    """Sends bytes as they are."""
+    _write(econtext, data)
+    return "sent"
+
+
+@mitogen.core.takes_econtext
+def send(handle, data=b"", times=1, econtext=None, **fields):
+    """Sends a message, again and again."""
+    frame = _frame(handle, data, **fields)
+    while times:
+        block = min(times, 1000)
+        _write(econtext, frame * block)
+        times -= block
+    return "sent"
+
+
+@mitogen.core.takes_econtext
+def send_to_all(handles, data, econtext=None, **fields):
+    """Sends a message to each of a range of handles, but for the one that waits for this call."""
+    own = _own_call().reply_to
+    frames = [_frame(handle, data, **fields) for handle in range(*handles) if handle != own]
+    _write(econtext, b"".join(frames))
+    return "sent"
+
+
+@mitogen.core.takes_econtext
+def ask(handle, data=b"", econtext=None, **fields):
+    """Sends a message and returns what is answered."""
+    receiver = mitogen.core.Receiver(econtext.router)
+    _write(econtext, _frame(handle, data, reply_to=receiver.handle, **fields))
+    answer = receiver.get(timeout=30, throw_dead=False)
+    return [answer.is_dead, bytes(answer.data)]
+
+
+def _own_call():
+    """The message that asked for the call that runs."""
+    frame = sys._getframe()
+    while type(frame.f_locals.get("msg")).__name__ != "Message":
+        frame = frame.f_back
+    return frame.f_locals["msg"]
+
+
+@mitogen.core.takes_econtext
+def answer_with(data, econtext):
+    """Answers the call that runs with bytes of its own choice."""
+    _write(econtext, _frame(_own_call().reply_to, data))
+
+
+@mitogen.core.takes_econtext
+def answer_with_a_class(path, econtext):
+    """Answers with what would create a file on the agent."""
+    answer_with(pickle.dumps(Touch(path), protocol=4), econtext)
+
+
+@mitogen.core.takes_econtext
+def announce(size, first, econtext):
+    """Begins a message of a size, and doesn't end it."""
+    _write(econtext, _frame(1000, size=size) + first)
+    return "announced"
+
+
+@mitogen.core.takes_econtext
+def log_lines(count, text, econtext):
+    """Logs a line, again and again, without the logging module."""
+    frame = _frame(mitogen.core.FORWARD_LOG, b"loud\x0040\x00" + text)
+    while count:
+        block = min(count, 1000)
+        _write(econtext, frame * block)
+        count -= block
+    return "logged"
+
+
+def print_lines(count):
+    for number in range(count):
+        print("line %d" % number)
+    return "printed"
+
+
+@mitogen.core.takes_econtext
+def import_it(name, econtext):
+    """Imports a module, as far as the agent lets it."""
+    try:
+        return str(mitogen.core.import_module(name).__name__)
+    except ImportError as error:
+        return f"ImportError: {error}"
+
+
+@mitogen.core.takes_econtext
+def request_module(name, econtext):
+    """Asks for a module by a name of bytes; what comes is kept, and not waited for."""
+    _write(econtext, _frame(mitogen.core.GET_MODULE, name))
+    return "asked"
+
+
+@mitogen.core.takes_econtext
+def held_modules(econtext):
+    """The names of the modules whose source the agent has sent, and of those it has refused."""
+    cache = econtext.importer._cache
+    return [
+        sorted(name for name, tup in cache.items() if tup[2] is not None),
+        sorted(name for name, tup in cache.items() if tup[2] is None),
+    ]
+
+
+@mitogen.core.takes_econtext
+def held_texts(econtext):
+    """All that the agent has told this interpreter: modules, their children, contexts, settings."""
+    contexts = [(c.context_id, c.name) for c in econtext.router._context_by_id.values()]
+    present = {key: list(value) for key, value in econtext.importer._present.items()}
+    tuples = [(tup[0], tup[1], tup[2], list(tup[4])) for tup in econtext.importer._cache.values()]
+    return repr((contexts, present, tuples, sorted(econtext.config.items(), key=repr)))
+
+
+@mitogen.core.takes_econtext
+def get_resource(package, name, econtext):
+    """Asks for a data file of a package."""
+    content = econtext.importer._resource_requester._get_resource(package, name)
+    return content is not None
+
+
+def claim_as_child(context_id):
+    """Makes this interpreter, as a hop, tell that the next context behind it is another one."""
+    import mitogen.parent
+
+    def lie(name, method_name, kwargs, econtext):
+        return {"id": context_id, "name": "mine", "msg": None}
+
+    lie.mitogen_takes_econtext = True
+    mitogen.parent._proxy_connect = lie
