@@ -155,8 +155,9 @@ def _read(name: str, spec: importlib.machinery.ModuleSpec) -> str | None:
     loader = spec.loader
     try:
         if hasattr(loader, "get_source"):
-            source: str | None = loader.get_source(name)  # type: ignore[union-attr]  # it has
-            return source
+            source: str | bytes | None = loader.get_source(name)  # type: ignore[union-attr]  # it has
+            # inmanta's loader gives the file as it is.
+            return importlib.util.decode_source(source) if isinstance(source, bytes) else source
         # A loader that makes changes of its own, such as pytest's.
         with tokenize.open(str(spec.origin)) as file:
             return file.read()
@@ -165,6 +166,14 @@ def _read(name: str, spec: importlib.machinery.ModuleSpec) -> str | None:
 
 
 _found: dict[str, Module] = {}
+
+
+def _is_parent(name: str, path: Iterable[str]) -> bool:
+    """
+    Whether a package below inmanta_plugins has modules in it, and is no file of an inmanta module:
+    agents get each of these files as a package, ``on_host/__init__.py`` for ``on_host.py``.
+    """
+    return name.count(".") < 2 or any(pkgutil.iter_modules(list(path)))
 
 
 def find(name: str) -> Module | None:
@@ -182,7 +191,7 @@ def find(name: str) -> Module | None:
     if known is not None and known.stamp == stamp:
         return known
     path = spec.submodule_search_locations
-    blank = path is not None and name.split(".")[0] == PLUGINS
+    blank = path is not None and name.split(".")[0] == PLUGINS and _is_parent(name, path)
     # A namespace package has no source, and needs none.
     empty = blank or (path is not None and spec.origin is None)
     source = "" if empty else _read(name, spec)
@@ -261,10 +270,10 @@ def chain_to_inmanta(name: str) -> list[str] | None:
     stack = [[name]]
     while stack:
         chain = stack.pop()
+        if chain[-1].split(".")[0] in _NEVER:
+            return chain
         for part in _lineage(chain[-1]):
             way = chain if part == chain[-1] else [*chain[:-1], part]
-            if part.split(".")[0] in _NEVER:
-                return way
             if part in seen or not is_served(part):
                 continue
             seen.add(part)
