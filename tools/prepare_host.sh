@@ -3,8 +3,8 @@
 # as root, with apt. Elsewhere it does nothing and says nothing; the tests say what they miss.
 set -eu
 
-tests_use="openssh-server openssh-client sudo opendoas zsh podman crun netavark aardvark-dns
-    iproute2 acl attr locales passwd procps util-linux python3"
+tests_use="openssh-server openssh-client sudo opendoas zsh busybox mksh podman crun netavark aardvark-dns
+    iproute2 acl attr locales libc-l10n passwd procps util-linux python3"
 packages=${*:-$tests_use}
 
 [ "$(id -u)" = 0 ] && command -v apt-get dpkg-query >/dev/null || exit 0
