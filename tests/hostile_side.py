@@ -1,5 +1,6 @@
-"""What a host that was taken over may do: run on it by tests, which look what becomes of the agent."""
+"""What a host that was taken over may do: tests run it, and look what becomes of the agent."""
 
+import contextlib
 import os
 import pickle
 import select
@@ -27,10 +28,8 @@ def _write(econtext, data):
     view = memoryview(data)
     while view:
         select.select([], [fd], [])
-        try:
+        with contextlib.suppress(BlockingIOError):
             view = view[os.write(fd, view[:65536]) :]
-        except BlockingIOError:
-            pass
 
 
 def _frame(handle, data=b"", dst=AGENT, src=None, auth=None, reply_to=0, size=None, enc=0x4D49):
@@ -126,7 +125,7 @@ def log_lines(count, text, econtext):
 
 def print_lines(count):
     for number in range(count):
-        print("line %d" % number)
+        print("line", number)
     return "printed"
 
 
