@@ -13,7 +13,7 @@ MATRIX_ARGS ?=
 python := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help env host test check format matrix demo docs dist soak clean
+.PHONY: help env host test check format matrix demo docs dist soak bench clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | expand -t 10
@@ -53,6 +53,10 @@ docs: ## the guide, in docs/_build/html, with its links checked
 
 dist: ## wheel and sdist, in dist/, checked and tried on each supported Python
 	@"$(PYTHON)" -m tools.dist
+
+bench: host ## this module against the published one, execnet, asyncssh and ssh: docs/benchmarks.md
+	@tools/make_env.sh .venv-bench/ours "$(PYTHON)" -r benchmarks/requirements.txt matplotlib
+	@.venv-bench/ours/bin/python benchmarks/run.py
 
 clean: ## remove all that was made here
 	rm -rf .venv .venv-* .cache build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,6 +1,6 @@
 """
-Deploys many files over ssh through their handler, as an agent does. Run by pytest in a directory that
-pytest-inmanta takes for a module, with what to deploy in the environment.
+Deploys many files over ssh through their handler, as an agent does. Run by pytest in a directory
+that pytest-inmanta takes for a module, with what to deploy in the environment.
 """
 
 import json

@@ -1,6 +1,6 @@
 """
-A link with latency, for ssh's ProxyCommand: holds every byte back for a while, each way, and lets as
-many of them through as come.
+A link with latency, for ssh's ProxyCommand: holds every byte back for a while, each way, and lets
+as many of them through as come.
 
     python relay.py SECONDS HOST PORT
 """

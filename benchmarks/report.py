@@ -85,22 +85,35 @@ def targets(figures: Figures, in_flight: int, huge: int) -> list[Target]:
     call = {"figure": "call", "count": 300, "times": 1}
     flight = {"figure": "in_flight", "count": in_flight, "times": 3}
     many = f"{in_flight} calls"
-    table: list[tuple[str, str, float | None, float, dict[str, typing.Any]]] = [
+    one_call = ("call: call", OURS, OURS, "call: bare")
+    all_calls = (f"{many}, in flight", OURS, OURS, f"{many}, one by one")
+    second = ("first call, on the second", OURS, PUBLISHED)
+    sudo = "sudo via ssh"
+    found = [
         (off, "put 20 MB / ssh cat", ratio(off, "put 20 MB", OURS, "ssh cat"), 1.3, put),
         (off, "read 20 MB / ssh cat", ratio(off, "read 20 MB", OURS, "ssh cat"), 1.3, read),
-        ("ssh", "put 20 MB / published", ratio("ssh", "put 20 MB", OURS, PUBLISHED), 0.17, put),
-        ("ssh", "read 20 MB / published", ratio("ssh", "read 20 MB", OURS, PUBLISHED), 0.45, read),
-        ("local", "put 20 MB / published", ratio("local", "put 20 MB", OURS, PUBLISHED), 0.1, put),
-        ("local", "read 20 MB / published", ratio("local", "read 20 MB", OURS, PUBLISHED), 0.1, read),
-        (off, "extra memory of put_file 200 MB / its size", memory("put_file 200 MB"), 0.05, {}),
-        (off, "extra memory of get_file 200 MB / its size", memory("get_file 200 MB"), 0.05, {}),
-        ("ssh", "one call / mitogen's own", ratio("ssh", "call: call", OURS, OURS, "call: bare"), 1.05, call),
-        ("local", "one call / mitogen's own", ratio("local", "call: call", OURS, OURS, "call: bare"), 1.1, call),
-        ("ssh", f"{many} in flight / one by one", ratio("ssh", f"{many}, in flight", OURS, OURS, f"{many}, one by one"), 0.2, flight),
-        ("ssh", "first call of a second connection / published", ratio("ssh", "first call, on the second", OURS, PUBLISHED), 0.3, {}),
-        ("sudo via ssh", "connect of a second sudo context / published", ratio("sudo via ssh", "connect, the second", OURS, PUBLISHED), 0.4, {}),
-    ]  # fmt: skip
-    return [Target(*row) for row in table]
+    ]
+    for place, limits in (("ssh", (0.17, 0.45)), ("local", (0.1, 0.1))):
+        for what, limit, profile in zip(("put", "read"), limits, (put, read), strict=True):
+            value = ratio(place, f"{what} 20 MB", OURS, PUBLISHED)
+            found.append((place, f"{what} 20 MB / published", value, limit, profile))
+    for what in ("put_file", "get_file"):
+        value = memory(f"{what} 200 MB")
+        found.append((off, f"extra memory of {what} 200 MB / its size", value, 0.05, {}))
+    found += [
+        ("ssh", "one call / mitogen's own", ratio("ssh", *one_call), 1.05, call),
+        ("local", "one call / mitogen's own", ratio("local", *one_call), 1.1, call),
+        ("ssh", f"{many} in flight / one by one", ratio("ssh", *all_calls), 0.2, flight),
+        ("ssh", "first call of a second connection / published", ratio("ssh", *second), 0.3, {}),
+        (
+            sudo,
+            "connect of a second sudo context / published",
+            ratio(sudo, "connect, the second", OURS, PUBLISHED),
+            0.4,
+            {},
+        ),
+    ]
+    return [Target(*row) for row in found]
 
 
 def shown(figure: str, value: float | None) -> str:

@@ -246,7 +246,7 @@ class Bench:
             via = self.host.model()
             job = {"directory": str(files), "count": FILES, "result": str(result), "via": via}
             done = subprocess.run(
-                [python[key], "-m", "pytest", "-q", "--use-module-in-place", "tests"],
+                [python[key], "-m", "pytest", "-q", "tests"],
                 cwd=module,
                 env=os.environ
                 | {"BENCH_DEPLOY": json.dumps(job), "INMANTA_PIP_USE_SYSTEM_CONFIG": "true"},

@@ -1,6 +1,6 @@
 """
-Runs in the environment of one of those that are compared: does what it is told on its standard input,
-one JSON object a line, and prints how long that took.
+Runs in the environment of one of those that are compared: does what it is told on its standard
+input, one JSON object a line, and prints how long that took.
 """
 
 import collections.abc
@@ -360,8 +360,8 @@ class Ssh(Subject):
         # fmt: off
         return [
             "ssh", "-F", "/dev/null", "-o", "LogLevel=ERROR", "-o", "StrictHostKeyChecking=no",
-            "-o", "UserKnownHostsFile=/dev/null", "-o", "IdentitiesOnly=yes", "-o", "Compression=no",
-            "-i", context["identity_file"], "-p", str(context["port"]),
+            "-o", "UserKnownHostsFile=/dev/null", "-o", "IdentitiesOnly=yes",
+            "-o", "Compression=no", "-i", context["identity_file"], "-p", str(context["port"]),
             f"{context['username']}@{context['hostname']}", command,
         ]
         # fmt: on
@@ -415,18 +415,13 @@ SUBJECTS: dict[str, type[Subject]] = {
 
 def import_times() -> dict[str, float]:
     """What importing the module costs, beyond inmanta and mitogen."""
-    import inmanta.agent.handler  # noqa: F401
-    import inmanta.module  # noqa: F401
-    import inmanta.plugins  # noqa: F401
-    import inmanta.resources  # noqa: F401
+    import importlib
 
-    import mitogen.master
-    import mitogen.parent  # noqa: F401
-
-    start = now()
-    import inmanta_plugins.mitogen  # noqa: F401
-
-    return {"seconds": now() - start}
+    for name in ("agent.handler", "module", "plugins", "resources"):
+        importlib.import_module(f"inmanta.{name}")
+    for name in ("master", "parent"):
+        importlib.import_module(f"mitogen.{name}")
+    return {"seconds": timed(lambda: importlib.import_module("inmanta_plugins.mitogen"))}
 
 
 def main() -> None:

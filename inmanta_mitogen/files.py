@@ -4,7 +4,6 @@ Reads, writes and looks at files of this host.
 
 import errno
 import grp
-import hashlib
 import os
 import pwd
 import stat
@@ -45,6 +44,9 @@ def new_hash() -> "_Hash":
     """
     :return: An empty sha1, also where the host's policy (FIPS 140) allows it for no security.
     """
+    # Imported late: it loads OpenSSL, and most calls need no sum.
+    import hashlib
+
     if _HAS_PURPOSE:
         return hashlib.sha1(usedforsecurity=False)
     return hashlib.sha1()

@@ -8,11 +8,12 @@ Packages below ``inmanta_plugins`` are served blank, without their ``__init__.py
 that stands in a file beside a handler runs on hosts, which have no inmanta.
 """
 
+import functools
 import logging
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import mitogen.core
@@ -47,6 +48,9 @@ for finder in sys.meta_path:
 MOST_REFUSALS = 100
 # No module has a longer name, and no answer to one would find its way into a log.
 _LONGEST_NAME = 500
+
+# What of this project runs on hosts.
+_OWN = "inmanta_mitogen"
 
 _explicit: set[str] = set()
 
@@ -128,6 +132,18 @@ class _Served:
         self.sent: dict[str, Stamp] = {}
 
 
+def _ahead(function: Callable[..., object], needed: Mapping[str, Module]) -> list[Module]:
+    """
+    What to send before it is asked for, as each question takes a round trip: what the call will
+    certainly import, and this module's own small part on hosts.
+    """
+    own = [module for name, module in needed.items() if name.split(".")[0] == _OWN]
+    called = needed.get(function.__module__)
+    if called is None:
+        return own
+    return list(dict.fromkeys([*own, *modules.certain(called, needed), called]))
+
+
 class ServedModules(mitogen.core.ImportPolicy):  # type: ignore[misc]  # mitogen is not typed
     """
     The modules that each host of a router may have.
@@ -181,6 +197,12 @@ class ServedModules(mitogen.core.ImportPolicy):  # type: ignore[misc]  # mitogen
             ]
             served.allowed.update(needed)
             served.absent |= absent
+            ahead = [
+                module for module in _ahead(function, needed) if module.name not in served.sent
+            ]
+            served.sent.update((module.name, module.stamp) for module in ahead)
+        for module in ahead:
+            self._router.route(_load_module(module, host, served))
         for module in late:
             served.sent[module.name] = module.stamp
             for destination in dict.fromkeys((host, context)):
@@ -294,7 +316,6 @@ def _explicitly_allowed(name: str) -> Module | None:
 
 def _load_module(module: Module, destination: int, served: _Served) -> mitogen.core.Message:
     """The message in which mitogen's importer expects a module."""
-    source = b"" if module.blank else module.source.encode()
     children = None
     if module.is_package:
         prefix = f"{module.name}."
@@ -302,8 +323,13 @@ def _load_module(module: Module, destination: int, served: _Served) -> mitogen.c
     related = [one.name for one in modules.certain(module, served.allowed)]
     # Not its path on the agent: that is none of the host's business.
     path = module.name.replace(".", "/") + ("/__init__.py" if module.is_package else ".py")
-    packed = mitogen.core.Blob(zlib.compress(source, 9))
-    return _message((module.name, children, path, packed, related), destination)
+    return _message((module.name, children, path, _packed(module), related), destination)
+
+
+@functools.lru_cache(maxsize=1024)
+def _packed(module: Module) -> mitogen.core.Blob:
+    source = b"" if module.blank else module.source.encode()
+    return mitogen.core.Blob(zlib.compress(source, 9))
 
 
 def _children(module: Module, allowed: Iterable[str], prefix: str) -> set[str]:
