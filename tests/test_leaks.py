@@ -106,23 +106,27 @@ def tables(proxy: Proxy) -> dict[str, int]:
 
 
 def show_that_nothing_stays(
-    open_proxy: Proxy, once: Do, times: int, *, others: collections.abc.Iterable[int] = ()
+    open_proxy: Proxy,
+    once: Do,
+    times: int,
+    *,
+    threads: int = 1,
+    others: collections.abc.Iterable[int] = (),
 ) -> None:
     """
     Does something a few times to warm up, then many times, and compares.
 
+    :param threads: How many threads do it at the same time.
     :param others: Processes on the host that live on and must not grow either.
     """
-    for _ in range(10):
-        once()
+    repeat(once, 10, threads)
     settle(open_proxy)
     before, objects, sizes = support.Snapshot.take(), held(), tables(open_proxy)
     pids = [os.getpid(), *others]
     there = [support.Snapshot.take(pid) for pid in others]
     memory = [resident(pid) for pid in pids]
 
-    for _ in range(times):
-        once()
+    repeat(once, times, threads)
 
     settle(open_proxy)
     before.settle()
@@ -135,6 +139,12 @@ def show_that_nothing_stays(
     assert all(count <= 8 for count in more.values()), more
     larger = {name: (sizes.get(name, 0), size) for name, size in tables(open_proxy).items()}
     assert all(now - was <= 4 for was, now in larger.values()), larger
+
+
+def repeat(once: Do, times: int, threads: int) -> None:
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(once) for _ in range(times)]:
+            done.result()
 
 
 def settle(open_proxy: Proxy) -> None:
@@ -162,7 +172,7 @@ def connect_call_disconnect(context: dict[str, object]) -> Do:
 
 
 def test_two_hundred_connections_leave_nothing(open_proxy: Proxy) -> None:
-    show_that_nothing_stays(open_proxy, connect_call_disconnect(dict(LOCAL)), CYCLES)
+    show_that_nothing_stays(open_proxy, connect_call_disconnect(dict(LOCAL)), CYCLES, threads=3)
 
 
 def test_connections_through_a_hop_leave_nothing_in_it_either(open_proxy: Proxy) -> None:
@@ -206,7 +216,7 @@ def test_fifty_failed_connections_leave_nothing(open_proxy: Proxy, host: SshHost
             Proxy(contexts[next(order)]).connect()
 
     with silent:
-        show_that_nothing_stays(open_proxy, once, 50)
+        show_that_nothing_stays(open_proxy, once, 50, threads=3)
     support.wait_until(lambda: not host.session_pids(), "nothing runs on the host")
 
 

@@ -118,7 +118,7 @@ def told(error: BaseException) -> str:
     if isinstance(error, RemoteException):
         kind += f" of {type(error.remote_exception).__name__}"
     lines = str(error).strip().splitlines()
-    return f"{kind}: {lines[0] if lines else ''}"
+    return f"{kind}: {lines[0]}" if lines else kind
 
 
 COMMANDS: dict[str, Callable[..., object]] = {

@@ -246,8 +246,9 @@ def silent_port(bench: Bench) -> str:
 
 
 def failed_connects(bench: Bench) -> str:
-    before = bench.held()
     context = {"method_name": "ssh", "name": "", "hostname": "127.0.0.1", "port": 1}
+    bench.subject.told("open", "p", context)
+    before = bench.held()
     for number in range(20):
         bench.subject.told("open", f"p{number}", context)
     return f"left by 20: {bench.grown(before)}"
