@@ -5,6 +5,7 @@ complete.
 
 import ast
 import collections.abc
+import importlib
 import inspect
 import json
 import logging
@@ -256,6 +257,21 @@ def test_secrets_that_are_passed_as_the_guide_says_are_not_logged(
     assert "canary" not in repr(records.calls) + repr(records.messages)
     assert "[secret]" in repr(records.calls)
     assert "[blob: 6 bytes]" in repr(records.calls)
+
+
+def test_a_result_that_is_marked_as_the_guide_says_is_not_logged(
+    far: Proxy, records: Records, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = [b for b in blocks(DOCS / "howto" / "secret.md", "python") if "def token" in b]
+    (tmp_path / "code_token.py").write_text(code)
+    (tmp_path / "token").write_text("canary\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    token = importlib.import_module("code_token").token
+    monkeypatch.delitem(sys.modules, "code_token")
+
+    assert far.remote_call(token, str(tmp_path / "token")) == "canary"
+    assert "canary" not in repr(records.calls) + repr(records.messages)
+    assert records.calls[0]["result"] == "[secret]"
 
 
 @pytest.mark.parametrize("page_module", ["howto/secret.md"], indirect=True)
