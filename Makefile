@@ -27,10 +27,11 @@ host:
 test: host env ## all the tests, with all the set-up they need
 	$(python) -m pytest $(PYTEST_ARGS)
 
-check: env ## format, lint, types
+check: env ## format, lint, security, types, known vulnerabilities of what is installed
 	$(python) -m ruff format --check .
 	$(python) -m ruff check .
 	$(python) -m mypy
+	@$(python) tools/audit.py
 
 format: env ## rewrite the sources in the project's format
 	$(python) -m ruff check --fix .

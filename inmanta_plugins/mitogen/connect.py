@@ -28,7 +28,7 @@ from inmanta_plugins.mitogen.diagnose import HopLost, diagnose, unprepared
 from inmanta_plugins.mitogen.logs import quiet_mitogen
 from inmanta_plugins.mitogen.modules import Stamp
 from inmanta_plugins.mitogen.options import SECRET_OPTIONS, hops_of
-from inmanta_plugins.mitogen.router import AgentRouter
+from inmanta_plugins.mitogen.router import AgentRouter, max_message_size
 from inmanta_plugins.mitogen.serve import PREPARE_HOST, ServedModules
 from inmanta_plugins.mitogen.validate import apply_host_key_policy, validate_context
 
@@ -546,9 +546,10 @@ class Hub:
         with self._lock:
             if self._router is None or not _serves(self._router):
                 quiet_mitogen()
+                size = max_message_size()
                 # No watcher: it would end the broker with the thread that happens to come first.
                 broker = mitogen.master.Broker(install_watcher=False)
-                self._router = AgentRouter(broker)
+                self._router = AgentRouter(broker, size)
             self._users += 1
             # A router that always has some user lives for months.
             self._router.broker.defer(inmanta_mitogen.calls.forget_ended_now, self._router)

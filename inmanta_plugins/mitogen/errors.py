@@ -94,10 +94,10 @@ class Cause(enum.Enum):
         "Check the user name, and that the host accepts a key of the agent's user (identity_file)"
         " or the password of the context."
     )
-    PASSWORD_REQUIRED = (
+    PASSWORD_REQUIRED = (  # noqa: S105  # advice
         "Set the password of the context, or allow the user to do this without a password."
     )
-    PASSWORD_WRONG = "Correct the password of the context."
+    PASSWORD_WRONG = "Correct the password of the context."  # noqa: S105  # advice
     NOT_ALLOWED = "Check what the host allows the user to run (sudoers, doas.conf)."
     UNKNOWN_USER = "Check the username of the context: the host does not know that user."
     TIMEOUT = "Check that the host answers; raise connect_timeout (seconds) when it is only slow."

@@ -135,7 +135,7 @@ def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
     for finder in sys.meta_path:
         try:
             spec = finder.find_spec(name, path)
-        except Exception:  # import hooks raise what they like for what is no module
+        except Exception:  # noqa: S112  # import hooks raise what they like for no module
             continue
         if spec is not None:
             return spec

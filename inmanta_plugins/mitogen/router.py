@@ -83,15 +83,15 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
     A router whose hosts can reach the agent alone, and there no more than they need.
 
     :param broker: The broker to use.
-    :raises ContextError: The environment variable INMANTA_MITOGEN_MAX_MESSAGE_SIZE is wrong.
+    :param max_message_size: How large a message may be, in bytes.
     """
 
     # Its hosts may message nobody but the agent: mitogen checks it too, here and on each hop.
     unidirectional = True
 
-    def __init__(self, broker: mitogen.master.Broker) -> None:
+    def __init__(self, broker: mitogen.master.Broker, max_message_size: int) -> None:
         self._guests: dict[mitogen.core.Stream, _Guest] = {}
-        super().__init__(broker, max_message_size=max_message_size())
+        super().__init__(broker, max_message_size=max_message_size)
         self.forwarded = ForwardedLog()
         self.served = ServedModules(self)
         core, monitor = mitogen.core, self.route_monitor

@@ -52,9 +52,9 @@ class Watch:
         for directory in {tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm", "/run"}:
             for path in pathlib.Path(directory).glob("*"):
                 with contextlib.suppress(OSError):
-                    if path.is_file() and path.stat().st_size < 1_000_000:
-                        if needle in path.read_bytes():
-                            self.found.add(str(path))
+                    small = path.is_file() and path.stat().st_size < 1_000_000
+                    if small and needle in path.read_bytes():
+                        self.found.add(str(path))
         self.rounds += 1
 
     @contextlib.contextmanager
