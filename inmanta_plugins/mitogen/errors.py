@@ -94,8 +94,8 @@ class Cause(enum.Enum):
         "Check the user name, and that the host accepts a key of the agent's user (identity_file)"
         " or the password of the context."
     )
-    PASSWORD_REQUIRED = (  # noqa: S105  # advice
-        "Set the password of the context, or allow the user to do this without a password."
+    PASSWORD_REQUIRED = (
+        "Set the password of the context, or allow the user to do this without a password."  # noqa: S105
     )
     PASSWORD_WRONG = "Correct the password of the context."  # noqa: S105  # advice
     NOT_ALLOWED = "Check what the host allows the user to run (sudoers, doas.conf)."
