@@ -214,7 +214,7 @@ def test_a_host_gets_nothing_that_another_one_may_have(remote: types.ModuleType)
         for name in ("other_tool", "toplevel_tool.part.leaf"):
             second.remote_call(hostile_side.request_module, name.encode())
             proxy.remote_call(hostile_side.request_module, name.encode())
-        assert second.remote_call(remote.pid)
+        assert second.remote_call(other) == "other"
         told = proxy.remote_call(hostile_side.held_texts)
         first, _ = proxy.remote_call(hostile_side.held_modules)
         other_one, _ = second.remote_call(hostile_side.held_modules)
