@@ -315,7 +315,7 @@ def test_a_million_log_lines_are_bounded(hostile: Proxy, caplog: pytest.LogCaptu
     assert hostile.remote_call(far_side.echo) == [[], {}]
     hostile.disconnect()
     assert forwarded.BURST <= len(caplog.records) < forwarded.BURST + 10_000
-    assert "of its log records dropped" in caplog.text
+    assert "dropped" in caplog.text
     assert len(logging.root.manager.loggerDict) == loggers
 
 

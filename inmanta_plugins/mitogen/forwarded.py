@@ -12,6 +12,8 @@ BURST = 1_000
 """How many records of a host are logged at once."""
 RATE = 20
 """How many records of a host are logged each second in the long run."""
+# Once it drops, it goes on for some seconds: each turn costs two more records.
+_RESUME = 100
 _LONGEST = 8_192
 _LONGEST_NAME = 100
 
@@ -31,7 +33,8 @@ class ForwardedLog:
         """
         if host not in self._allowances:
             self._allowances[host] = Allowance(BURST, RATE)
-        if not self._allowances[host].take():
+        allowance = self._allowances[host]
+        if (host in self._dropped and allowance.left < _RESUME) or not allowance.take():
             dropped = self._dropped[host] = self._dropped.get(host, 0) + 1
             if dropped == 1:
                 LOGGER.warning("%s: logs more than %d records a second: dropped.", name, RATE)

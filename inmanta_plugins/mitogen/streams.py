@@ -56,13 +56,18 @@ class Allowance:
         :param amount: What is wanted.
         :return: Whether it can be had; if not, nothing was taken.
         """
-        now = time.monotonic()
-        self._left = min(self._burst, self._left + (now - self._since) * self._rate)
-        self._since = now
-        if self._left < amount:
+        if self.left < amount:
             return False
         self._left -= amount
         return True
+
+    @property
+    def left(self) -> float:
+        """What can be had now."""
+        now = time.monotonic()
+        self._left = min(self._burst, self._left + (now - self._since) * self._rate)
+        self._since = now
+        return self._left
 
 
 class GuardedStream(mitogen.core.Stream):  # type: ignore[misc]  # mitogen is not typed
