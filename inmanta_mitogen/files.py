@@ -10,7 +10,7 @@ import stat
 import sys
 from typing import TYPE_CHECKING, Dict, Optional, Union
 
-from inmanta_mitogen.paths import AnyPath, native
+from inmanta_mitogen.names import AnyPath, native
 
 if TYPE_CHECKING:
     from hashlib import _Hash

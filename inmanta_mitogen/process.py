@@ -28,7 +28,7 @@ from typing import (
     Union,
 )
 
-from inmanta_mitogen.paths import AnyPath, encode, native
+from inmanta_mitogen.names import AnyPath, encode, native
 
 #: As much as a pipe holds on Linux, pipe(7).
 _CHUNK = 1 << 16

@@ -14,7 +14,8 @@ import sys
 import time
 from typing import IO, Iterator, List, Optional, Tuple, Type, Union
 
-from inmanta_mitogen.paths import AnyPath, Place, locate
+from inmanta_mitogen.names import AnyPath
+from inmanta_mitogen.paths import Place, locate
 
 _BLOCK = 1 << 20
 

@@ -16,7 +16,7 @@ from typing import IO, Any, Iterable, Iterator, List, Optional, Tuple, Union
 import mitogen.core
 
 from inmanta_mitogen.files import new_hash
-from inmanta_mitogen.paths import AnyPath, native
+from inmanta_mitogen.names import AnyPath, native
 
 #: What one message carries, in bytes. Much less, and the memory of whoever sends falls into
 #: pieces that the C library does not give back: 30 MB of them with 128 KiB.

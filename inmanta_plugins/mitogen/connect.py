@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 
+import inmanta_mitogen
 import inmanta_mitogen.calls
 import mitogen.core
 import mitogen.master
@@ -146,6 +147,9 @@ class Link:
         :raises ConnectError: It is too old for what is called there, or was lost again.
         """
         bounded = _BoundedHop(self.context, _seconds(hop))
+        # Before the question, so that the host has what it is told to load and need not ask for it.
+        self.allow(inmanta_mitogen.calls.call)
+        self.allow(inmanta_mitogen.lexists)
         try:
             bounded.call(exec, PREPARE_HOST)
         except mitogen.core.Error as error:

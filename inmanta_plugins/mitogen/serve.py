@@ -43,6 +43,9 @@ for finder in sys.meta_path:
                 dict.get(self, package, default)
             )
         })(finder._present)
+# Compiled while the agent waits in any case, and not in the first call.
+import inmanta_mitogen.calls
+import inmanta_mitogen.files
 """
 # How many names that were refused are remembered for each host, so as to log each once.
 MOST_REFUSALS = 100
