@@ -302,7 +302,7 @@ def export(project: Project) -> collections.abc.Callable[..., pytest_inmanta.plu
     Exports a model with one Thing of a module called probe, and gives that resource.
     """
     # A module stays in the project that the tests share, and can't be made twice.
-    module = f"probe{next(_numbers)}"
+    module = f"exported{next(_numbers)}"
 
     def export_one(*expressions: str) -> pytest_inmanta.plugin.Resource:
         project.compile(
