@@ -5,6 +5,7 @@ Fixtures for all tests.
 import collections.abc
 import concurrent.futures
 import contextlib
+import gc
 import importlib.metadata
 import os
 import signal
@@ -39,6 +40,20 @@ def idle_sockets() -> None:
     with concurrent.futures.ThreadPoolExecutor(40) as pool:
         for waiter in [pool.submit(wait) for _ in range(40)]:
             waiter.result()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_broker_stays() -> collections.abc.Iterator[None]:
+    """
+    Fails the last test of a file that leaves a broker running, which would keep Python from ending.
+    """
+    yield
+    left = [thread for thread in threading.enumerate() if thread.name == "mitogen.broker"]
+    if left:
+        for thing in gc.get_objects():
+            if isinstance(thing, mitogen.core.Broker) and thing._thread in left:
+                thing.shutdown()
+    assert not left
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
