@@ -369,24 +369,23 @@ class Ssh(Subject):
     def true(self, context: Context) -> float:
         return timed(lambda: subprocess.run(self._command(context, "true"), check=True))
 
-    def _cat(self, context: Context, command: str) -> "subprocess.Popen[bytes]":
+    def _cat(
+        self, context: Context, command: str, stdin: typing.Any = subprocess.PIPE
+    ) -> "subprocess.Popen[bytes]":
         command = self._command(context, f"echo; {command}")
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        assert os.read(process.stdout.fileno(), 1) == b"\n"
+        process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE)
+        self._await_line(process)
         return process
 
+    def _await_line(self, process: "subprocess.Popen[bytes]") -> None:
+        assert process.stdout is not None
+        assert os.read(process.stdout.fileno(), 1) == b"\n"
+
     def put(self, context: Context, local: str, path: str) -> float:
-        command = f"cat >{shlex.quote(path)}; echo"
-        with self._cat(context, command) as process, open(local, "rb") as file:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            start = now()
-            while chunk := file.read(self._CHUNK):
-                process.stdin.write(chunk)
-            process.stdin.close()
-            assert os.read(process.stdout.fileno(), 1) == b"\n"
-            return now() - start
+        with open(local, "rb") as file:
+            command = f"cat >{shlex.quote(path)}; echo"
+            with self._cat(context, command, file) as process:
+                return timed(lambda: self._await_line(process))
 
     def read(self, context: Context, path: str, size: int) -> float:
         with self._cat(context, f"read x; cat {shlex.quote(path)}") as process:
