@@ -1,15 +1,24 @@
 """Runs on the host what the agent calls, and sees to it that the answer can travel back."""
 
+import collections
 import contextlib
 import os
 import pickle
 import signal
-from typing import Any, Dict, List, Tuple
+import struct
+from typing import Any, Dict, Iterator, List, Tuple
 
 import mitogen.core
 
+#: What is no larger than this together, in bytes, travels in one message.
+PACK = 256 << 10
+
 # Python 3.6 reads and writes it, and it carries bytes as they are.
 PICKLE_PROTOCOL = 4
+
+
+# The length of an answer among others, in front of it.
+_LENGTH = struct.Struct(">L")
 
 
 @mitogen.core.takes_econtext  # type: ignore[untyped-decorator]  # mitogen is not typed
@@ -29,6 +38,88 @@ def call(
     :raises TypeError: The result can't be pickled.
     :raises ValueError: The result is larger than one message may be.
     """
+    data = _pickled_result(econtext, module, qualname, args, kwargs)
+    return mitogen.core.Message(data=data, enc=mitogen.core.Message.ENC_PKL)
+
+
+@mitogen.core.takes_econtext  # type: ignore[untyped-decorator]  # mitogen is not typed
+def call_each(requests: List[bytes], handle: int, econtext: Any) -> None:
+    """
+    Call functions one after another. Their answers go out in that order, each as soon as it can,
+    with those that are ready by then in the same message.
+
+    :param requests: Of each call what :func:`call` takes, pickled.
+    :param handle: Where the agent listens for the answers.
+    :param econtext: mitogen's description of this interpreter, which mitogen passes.
+    """
+    answers = _Answers(handle, econtext)
+    for request in requests:
+        message = mitogen.core.Message(data=request, enc=mitogen.core.Message.ENC_PKL)
+        message.router = econtext.router
+        try:
+            answers.put(_pickled_result(econtext, *message.unpickle()))
+        except Exception as error:
+            answers.put(mitogen.core.Message.pickled(mitogen.core.CallError(error)).data)
+
+
+class _Answers:
+    """
+    What goes back for the calls of one request.
+
+    :param handle: Where the agent listens.
+    :param econtext: mitogen's description of this interpreter.
+    """
+
+    def __init__(self, handle: int, econtext: Any) -> None:
+        self._handle = handle
+        self._agent = econtext.master
+        self._broker = econtext.broker
+        self._ready: collections.deque[bytes] = collections.deque()
+        self._is_called = False
+
+    def put(self, answer: bytes) -> None:
+        """
+        :param answer: The next one.
+        """
+        self._ready.append(answer)
+        if not self._is_called:
+            self._is_called = True
+            self._broker.defer(self._send)
+
+    def _send(self) -> None:
+        # On the broker's thread: whatever is put from here on calls it again.
+        self._is_called = False
+        while self._ready:
+            parts = []  # type: List[bytes]
+            size = 0
+            while self._ready and (not parts or size + len(self._ready[0]) < PACK):
+                answer = self._ready.popleft()
+                parts += [_LENGTH.pack(len(answer)), answer]
+                size += len(answer)
+            data, enc = b"".join(parts), mitogen.core.Message.ENC_BIN
+            self._agent.send(mitogen.core.Message(data=data, enc=enc, handle=self._handle))
+
+
+def unpack_answers(data: bytes) -> Iterator[bytes]:
+    """
+    :param data: A message with answers of :func:`call_each`.
+    :return: Those answers, each taken out only when it is asked for.
+    :raises ValueError: It is none.
+    """
+    at = 0
+    while at < len(data):
+        start = at + _LENGTH.size
+        if start > len(data):
+            raise ValueError("it ends in the middle of a length")
+        at = start + _LENGTH.unpack_from(data, at)[0]
+        if at > len(data):
+            raise ValueError("it ends in the middle of an answer")
+        yield data[start:at]
+
+
+def _pickled_result(
+    econtext: Any, module: str, qualname: str, args: Tuple[Any, ...], kwargs: Dict[str, Any]
+) -> bytes:
     function = mitogen.core.import_module(module)  # type: Any
     for name in qualname.split("."):
         function = getattr(function, name)
@@ -41,13 +132,14 @@ def call(
             f" agent ({type(error).__name__}: {error}): return plain values"
         ) from error
     limit = econtext.router.max_message_size
-    if len(data) > limit:
+    # The answer may travel with its length in front of it.
+    if len(data) + _LENGTH.size > limit:
         raise ValueError(
             f"the result of {module}.{qualname} takes {len(data)} bytes, and a message carries at"
             f" most {limit}: return less, or write it to a file on the host and fetch that with"
             " Proxy.read_binary or get_file"
         )
-    return mitogen.core.Message(data=data, enc=mitogen.core.Message.ENC_PKL)
+    return data
 
 
 def _with_context_arguments(function: Any, kwargs: Dict[str, Any], econtext: Any) -> Dict[str, Any]:

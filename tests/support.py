@@ -18,13 +18,54 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 
+import inmanta.agent.handler
 import pytest
 
+from inmanta_plugins.mitogen import Proxy
+
+#: The context of an interpreter on this machine, started by nothing in between.
+LOCAL: dict[str, object] = {
+    "method_name": "local",
+    "name": "here",
+    "python_path": [sys.executable],
+}
+
 SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+
+
+class Recorder(inmanta.agent.handler.LoggerABC):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        self.records: list[tuple[int, str, dict[str, object]]] = []
+
+    def _log_msg(
+        self, level: int, msg: str, *args: object, exc_info: bool = False, **kwargs: object
+    ) -> None:
+        self.records.append((level, msg, kwargs))
+
+    @property
+    def calls(self) -> list[dict[str, object]]:
+        return [kwargs for _, _, kwargs in self.records if "function" in kwargs]
+
+
+@contextlib.contextmanager
+def together(proxy: Proxy) -> collections.abc.Iterator[None]:
+    """
+    Whatever is submitted to a proxy meanwhile is sent afterwards.
+    """
+    done = threading.Event()
+    assert proxy._connection is not None
+    proxy._connection.call_soon(lambda: done.wait(60))
+    try:
+        yield
+    finally:
+        done.set()
 
 
 # Programs

@@ -15,9 +15,11 @@ import hostile_side
 import mitogen.core
 import pytest
 
+import support
 from inmanta_plugins.mitogen import ConnectError, Proxy, RemoteException, forwarded
 from inmanta_plugins.mitogen.router import MOST_STRAYS
 from pytest_inmanta_mitogen import SshHostFactory
+from support import together
 
 LOCAL: dict[str, object] = {"method_name": "local", "name": "", "python_path": [sys.executable]}
 MIB = 1024 * 1024
@@ -167,6 +169,41 @@ def test_an_error_of_any_length_and_content_is_fit_for_the_log(hostile: Proxy) -
     assert "begin\\x00\\x1b[31m" in text
     assert "characters ..." in text
     assert text.isprintable() or set(filter(lambda c: not c.isprintable(), text)) == {"\n"}
+
+
+NONE = struct.pack(">L", 4) + b"\x80\x02N."
+
+
+@pytest.mark.parametrize(
+    ("data", "then_end", "reason"),
+    [
+        pytest.param(b"\0\0", False, "not those to what was sent", id="half a length"),
+        pytest.param(NONE[:-1], False, "not those to what was sent", id="half an answer"),
+        pytest.param(b"\xff" * 4, False, "not those to what was sent", id="one of 4 GiB"),
+        pytest.param(b"", True, "it was not answered", id="none"),
+    ],
+)
+def test_answers_to_calls_in_flight_that_are_none_are_errors(
+    hostile: Proxy, data: bytes, then_end: bool, reason: str
+) -> None:
+    with together(hostile):
+        futures = [hostile.submit(hostile_side.answer_each_with, data, then_end)]
+        futures += [hostile.submit(far_side.echo, number) for number in range(3)]
+    for future in futures:
+        with pytest.raises(RemoteException, match=reason):
+            future.result(60)
+
+
+def test_more_answers_than_calls_are_refused(
+    hostile: Proxy, other: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    with together(hostile):
+        futures = [hostile.submit(hostile_side.answer_each_with, NONE * 10_000, False)]
+        futures += [hostile.submit(far_side.echo, number) for number in range(3)]
+    assert [future.result(60) for future in futures] == [None] * 4  # its own calls, its own lies
+    # What it answers after that is for no call.
+    assert other.submit(far_side.echo, 1).result(60) == [[1], {}]
+    support.wait_until(lambda: "that nothing waits for" in caplog.text, "the rest is refused")
 
 
 # Messages

@@ -11,7 +11,6 @@ import threading
 import time
 
 import far_side
-import inmanta.agent.handler
 import mitogen.core
 import pytest
 
@@ -24,28 +23,7 @@ from inmanta_plugins.mitogen import (
     PythonNotFoundError,
     RemoteException,
 )
-
-LOCAL: dict[str, object] = {
-    "method_name": "local",
-    "name": "here",
-    "python_path": [sys.executable],
-}
-
-
-class Recorder(inmanta.agent.handler.LoggerABC):
-    """Keeps what is logged."""
-
-    def __init__(self) -> None:
-        self.records: list[tuple[int, str, dict[str, object]]] = []
-
-    def _log_msg(
-        self, level: int, msg: str, *args: object, exc_info: bool = False, **kwargs: object
-    ) -> None:
-        self.records.append((level, msg, kwargs))
-
-    @property
-    def calls(self) -> list[dict[str, object]]:
-        return [kwargs for _, _, kwargs in self.records if "function" in kwargs]
+from support import LOCAL, Recorder
 
 
 @pytest.fixture

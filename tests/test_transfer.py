@@ -1,4 +1,4 @@
-"""What moves in chunks arrives whole or not at all, in bounded memory; and calls in flight."""
+"""What moves in chunks arrives whole or not at all, in bounded memory."""
 
 import collections.abc
 import concurrent.futures
@@ -8,13 +8,11 @@ import os
 import pathlib
 import resource
 import signal
-import sys
 import threading
 import time
 
 import far_side
 import far_transfer
-import inmanta.agent.handler
 import pytest
 
 import support
@@ -27,29 +25,12 @@ from inmanta_plugins.mitogen import (
     transfer,
 )
 from pytest_inmanta_mitogen import SshHost
+from support import LOCAL, Recorder
 
-LOCAL: dict[str, object] = {
-    "method_name": "local",
-    "name": "here",
-    "python_path": [sys.executable],
-}
 MIB = 1 << 20
 OLD = b"old content"
 # More than the window, and no multiple of a chunk.
 LARGE = 4 * host.WINDOW + 12_345
-
-
-class Recorder(inmanta.agent.handler.LoggerABC):
-    """Keeps what is logged."""
-
-    def __init__(self) -> None:
-        self.calls: list[dict[str, object]] = []
-
-    def _log_msg(
-        self, level: int, msg: str, *args: object, exc_info: bool = False, **kwargs: object
-    ) -> None:
-        if "function" in kwargs:
-            self.calls.append(kwargs)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -420,7 +401,7 @@ def test_a_host_lost_in_a_transfer_is_an_error_and_not_tried_again(
                 begins.append(moved)
                 os.kill(pid, signal.SIGKILL)
 
-        recorder.calls.clear()
+        recorder.records.clear()
         with pytest.raises(RemoteException, match="the connection was lost"):
             move(progress)
         assert len(begins) == 1
@@ -574,81 +555,3 @@ def test_acknowledgements_that_are_none_are_an_error(proxy: Proxy) -> None:
     with pytest.raises(RemoteException, match="instead of a count of bytes"):
         proxy._transfer(move, far_transfer.count_wrongly)
     assert proxy.remote_call(far_side.echo) == [[], {}]
-
-
-# Calls in flight
-
-
-def test_submitted_calls_give_their_results_in_order(proxy: Proxy, recorder: Recorder) -> None:
-    futures = [proxy.submit(far_side.echo, number, key=number) for number in range(300)]
-    assert [future.result(60) for future in futures] == [
-        [[number], {"key": number}] for number in range(300)
-    ]
-    assert [call["kwargs"] for call in recorder.calls] == [{"key": n} for n in range(300)]
-    assert {str(call["function"]) for call in recorder.calls} == {"far_side.echo"}
-    assert all("result" in call for call in recorder.calls)
-
-
-def test_many_calls_in_flight_take_one_thread(proxy: Proxy) -> None:
-    before = threading.active_count()
-    futures = [proxy.submit(far_side.nap, 0.005) for _ in range(100)]
-    assert threading.active_count() - before <= 1
-    assert len(concurrent.futures.wait(futures, timeout=60).done) == 100
-
-
-def test_a_submitted_call_raises_what_a_remote_call_would(proxy: Proxy, recorder: Recorder) -> None:
-    failing = proxy.submit(far_side.fail, "oops")
-    working = proxy.submit(far_side.echo, 1)
-    with pytest.raises(RemoteException, match="oops") as raised:
-        failing.result(60)
-    assert raised.value.remote_type == "builtins.ValueError"
-    assert working.result(60) == [[1], {}]
-    assert "oops" in str(recorder.calls[0]["exception"])
-    with pytest.raises(TypeError, match="it is a lambda"):
-        proxy.submit(lambda: None).result(60)
-    with pytest.raises(TypeError, match="argument 1 of far_side.echo"):
-        proxy.submit(far_side.echo, object()).result(60)
-    with pytest.raises(RuntimeError, match="not connected"):
-        Proxy(dict(LOCAL)).submit(far_side.echo).result(60)
-
-
-def test_a_submitted_call_can_not_be_cancelled(proxy: Proxy) -> None:
-    future = proxy.submit(far_side.echo, 1)
-    assert not future.cancel()
-    assert future.result(60) == [[1], {}]
-
-
-def test_calls_in_flight_when_the_host_is_lost_fail_and_are_not_repeated(
-    proxy: Proxy, recorder: Recorder, tmp_path: pathlib.Path
-) -> None:
-    traces = [tmp_path / f"trace-{number}" for number in range(5)]
-    futures = [proxy.submit(far_side.note_and_die, str(trace)) for trace in traces]
-    for future in futures:
-        with pytest.raises(RemoteException, match="the connection was lost"):
-            future.result(60)
-    # One that was submitted after the loss may have run as well, on a new connection.
-    assert traces[0].read_text() == "ran\n"
-    assert {trace.read_text() for trace in traces if trace.exists()} == {"ran\n"}
-    assert ["exception" in call for call in recorder.calls] == [True] * 5
-    assert proxy.submit(far_side.echo, 1).result(60) == [[1], {}]
-
-
-def test_a_submitted_call_that_takes_too_long_is_given_up() -> None:
-    with Proxy(dict(LOCAL), call_timeout=1.0) as proxy:
-        proxy.remote_call(far_side.echo)
-        futures = [proxy.submit(far_side.nap, 600), proxy.submit(far_side.echo, 1)]
-        with pytest.raises(CallTimeoutError, match=r"far_side\.nap did not end"):
-            futures[0].result(60)
-        with pytest.raises(RemoteException):
-            futures[1].result(60)
-        assert proxy.submit(far_side.echo, 1).result(60) == [[1], {}]
-
-
-def test_calls_in_flight_end_with_the_connection(proxy: Proxy) -> None:
-    futures = [proxy.submit(far_side.nap, 600) for _ in range(3)]
-    proxy.disconnect(timeout=0.1, best_effort=True)
-    for future in futures:
-        with pytest.raises(RemoteException):
-            future.result(60)
-    proxy.connect()
-    assert proxy.submit(far_side.echo, 1).result(60) == [[1], {}]

@@ -29,6 +29,7 @@ import mitogen.core
 import mitogen.master
 import mitogen.parent
 
+from inmanta_mitogen.calls import unpack_answers
 from inmanta_plugins.mitogen import Proxy, connect
 from inmanta_plugins.mitogen.answers import UnreadableError, read_answer
 from inmanta_plugins.mitogen.router import AgentRouter
@@ -248,6 +249,14 @@ def _answers(outcome: Outcome, mutator: Mutator, recorded: list[bytes], count: i
             pass
         except BaseException as error:
             outcome.findings.append(f"answer {data[:200]!r}: {error!r}")
+        packed = b"".join(struct.pack(">L", len(part)) + part for part in (data, b"", data))
+        try:
+            for _part in unpack_answers(mutator.damaged(packed)):
+                pass
+        except ValueError:
+            pass
+        except BaseException as error:
+            outcome.findings.append(f"answers {data[:200]!r}: {error!r}")
         if time.thread_time() - begin > _MOST_SECONDS:
             outcome.findings.append(f"answer {data[:200]!r}: takes too long")
 

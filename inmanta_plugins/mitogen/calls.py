@@ -6,7 +6,7 @@ import io
 import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import inmanta_mitogen.calls
 import mitogen.core
@@ -17,7 +17,28 @@ from inmanta_plugins.mitogen.texts import bounded_text
 # A dead message with these words never left the agent, or never reached the context.
 NOT_DELIVERED = "no route to "
 _TOO_LARGE = "message too large"
+# More than a message takes beyond the one request that it carries.
+_AROUND_OTHERS = 1024
 _LONGEST_REASON = 1_000
+
+
+class Answer(Protocol):
+    """What came back for a call: a message, or a part of one."""
+
+    @property
+    def data(self) -> bytes:
+        """A pickle, or for one that is dead the reason."""
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it says that there will be no answer."""
+
+
+class AnswerAmongOthers(NamedTuple):
+    """An answer that came in one message with those to other calls."""
+
+    data: bytes
+    is_dead: bool = False
 
 
 class NotDeliveredError(RemoteException):
@@ -104,18 +125,25 @@ def request(
     :raises TypeError: The function can't be found from a host, or an argument can't travel there.
     :raises ValueError: The arguments take more than `max_size`.
     """
-    call = (*_location(function), tuple(args), dict(kwargs))
-    try:
-        message = request_as_is(inmanta_mitogen.calls.call, *call)
-    except Exception as error:
-        raise _untransportable(function, args, kwargs, error) from None
-    if len(message.data) > max_size:
-        raise ValueError(
-            f"the arguments of {function_name(function)} take {len(message.data)} bytes, and a"
-            f" message carries at most {max_size}: move the content with Proxy.put or put_file, and"
-            " pass its path"
-        )
-    return message
+    return _message(_pickled(function, args, kwargs, max_size, _through_call))
+
+
+def request_among_others(
+    function: Callable[..., object],
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+    max_size: int,
+) -> bytes:
+    """
+    :param function: As for :func:`request`.
+    :param args: Likewise.
+    :param kwargs: Likewise.
+    :param max_size: Likewise.
+    :return: What asks for the call in the list that :func:`inmanta_mitogen.calls.call_each` takes.
+    :raises TypeError: As :func:`request`.
+    :raises ValueError: As :func:`request`.
+    """
+    return _pickled(function, args, kwargs, max_size - _AROUND_OTHERS, lambda call: call)
 
 
 def request_as_is(function: Callable[..., object], *args: object) -> mitogen.core.Message:
@@ -125,14 +153,43 @@ def request_as_is(function: Callable[..., object], *args: object) -> mitogen.cor
     :return: The message that asks mitogen to call it, without what :func:`request` checks and
         what :func:`inmanta_mitogen.calls.call` sees to.
     """
+    return _message(_dumps(_for_mitogen(function, args)))
+
+
+def _for_mitogen(function: Callable[..., object], args: tuple[object, ...]) -> tuple[object, ...]:
     # The form of mitogen's CallChain.make_msg: chain, module, class, name, arguments.
-    target = (None, function.__module__, None, function.__name__)
-    return mitogen.core.Message(
-        # A plain dict for mitogen's Kwargs, which is for Python 2: half the cost on both ends.
-        data=_dumps((*target, args, {})),
-        enc=mitogen.core.Message.ENC_PKL,
-        handle=mitogen.core.CALL_FUNCTION,
-    )
+    # A plain dict for mitogen's Kwargs, which is for Python 2: half the cost on both ends.
+    return (None, function.__module__, None, function.__name__, args, {})
+
+
+def _through_call(call: tuple[object, ...]) -> tuple[object, ...]:
+    return _for_mitogen(inmanta_mitogen.calls.call, call)
+
+
+def _message(data: bytes) -> mitogen.core.Message:
+    message = mitogen.core.Message
+    return message(data=data, enc=message.ENC_PKL, handle=mitogen.core.CALL_FUNCTION)
+
+
+def _pickled(
+    function: Callable[..., object],
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+    max_size: int,
+    around: Callable[[tuple[object, ...]], object],
+) -> bytes:
+    call = (*_location(function), tuple(args), dict(kwargs))
+    try:
+        data = _dumps(around(call))
+    except Exception as error:
+        raise _untransportable(function, args, kwargs, error) from None
+    if len(data) > max_size:
+        raise ValueError(
+            f"the arguments of {function_name(function)} take {len(data)} bytes, and a"
+            f" message carries at most {max_size}: move the content with Proxy.put or put_file, and"
+            " pass its path"
+        )
+    return data
 
 
 def _dumps(value: object) -> bytes:
@@ -166,7 +223,7 @@ _COMMON_ANSWERS: dict[bytes, bool | None] = {
 _COMMON_LENGTH = max(map(len, _COMMON_ANSWERS))
 
 
-def result_of(function: Callable[..., object], answer: mitogen.core.Message) -> object:
+def result_of(function: Callable[..., object], answer: Answer) -> object:
     """
     :param function: The function that was called.
     :param answer: What came back for it.
@@ -188,7 +245,7 @@ def result_of(function: Callable[..., object], answer: mitogen.core.Message) -> 
     return result
 
 
-def _lost(function: Callable[..., object], answer: mitogen.core.Message) -> RemoteException:
+def _lost(function: Callable[..., object], answer: Answer) -> RemoteException:
     told = answer.data[:_LONGEST_REASON].decode("utf-8", "replace")
     reason = bounded_text(told, _LONGEST_REASON) or "the host's interpreter is gone"
     if _TOO_LARGE in reason:

@@ -1,5 +1,6 @@
 """Calls in flight: what their callers do not wait for is finished here as the answers come."""
 
+import collections
 import queue
 import threading
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from concurrent.futures import Future
 from typing import Any, Generic, Protocol, TypeVar
 
 import mitogen.core
+from inmanta_plugins.mitogen.calls import Answer
 
 
 class Pending(Protocol):
@@ -40,11 +42,12 @@ class Collector(Generic[C]):
         instead of the answer when the call is overdue.
     """
 
-    def __init__(self, settle: Callable[[C, mitogen.core.Message | None], object]) -> None:
+    def __init__(self, settle: Callable[[C, Answer | None], object]) -> None:
         self._settle = settle
-        self._answers: queue.SimpleQueue[tuple[C, mitogen.core.Message]] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[C, Answer]] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._pending: dict[C, Future[Any]] = {}
+        # The first of a plain dict takes the longer to find the more before it have gone.
+        self._pending: collections.OrderedDict[C, Future[Any]] = collections.OrderedDict()
         self._running = False
 
     def send(self, call: C, send: Callable[[C], object]) -> Future[Any]:
@@ -69,12 +72,12 @@ class Collector(Generic[C]):
         self._run()
         return future
 
-    def deliver(self, call: C, message: mitogen.core.Message) -> None:
+    def deliver(self, call: C, answer: Answer) -> None:
         """
         :param call: A call.
-        :param message: The answer to it.
+        :param answer: The answer to it.
         """
-        self._answers.put((call, message))
+        self._answers.put((call, answer))
 
     def _run(self) -> None:
         with self._lock:
@@ -92,11 +95,11 @@ class Collector(Generic[C]):
                     self._running = False
                     return
             try:
-                call, message = self._answers.get(timeout=first.patience)
+                call, answer = self._answers.get(timeout=first.patience)
             except queue.Empty:
                 self._look_after_all()
             else:
-                self._finish(call, message)
+                self._finish(call, answer)
 
     def _look_after_all(self) -> None:
         with self._lock:
@@ -107,14 +110,14 @@ class Collector(Generic[C]):
             elif call.lost and self._answers.empty():
                 self._finish(call, mitogen.core.Message.dead("the connection has ended"))
 
-    def _finish(self, call: C, message: mitogen.core.Message | None) -> None:
+    def _finish(self, call: C, answer: Answer | None) -> None:
         with self._lock:
             future = self._pending.get(call)
         if future is None:
             return  # it was given up before it was answered
         result, error = None, None
         try:
-            result = self._settle(call, message)
+            result = self._settle(call, answer)
         except SentAgainError:
             return
         except BaseException as raised:

@@ -23,7 +23,7 @@ import inmanta_mitogen.calls
 import mitogen.core
 import mitogen.master
 import mitogen.parent
-from inmanta_plugins.mitogen import calls, interpreters
+from inmanta_plugins.mitogen import calls, interpreters, outbox
 from inmanta_plugins.mitogen.answers import UnreadableError, read_answer
 from inmanta_plugins.mitogen.diagnose import HopLost, diagnose, unprepared
 from inmanta_plugins.mitogen.logs import quiet_mitogen
@@ -418,6 +418,7 @@ class Connection:
         self._lock = threading.Lock()
         self._closed = False
         self._allowed: set[Callable[..., object]] = set()
+        self._outbox = outbox.Outbox(self)
 
     @property
     def alive(self) -> bool:
@@ -440,15 +441,37 @@ class Connection:
         :raises UnservableError: The function's file needs what hosts don't have.
         :raises NotDeliveredError: The connection was closed meanwhile.
         """
+        if self._may_call(function):
+            message.reply_to = self._listen(deliver, persist=False)
+            self.post(message)
+        else:
+            deliver(mitogen.core.Message.dead(calls.NOT_DELIVERED))
+
+    def send_soon(
+        self, function: Callable[..., object], request: bytes, deliver: outbox.Deliver
+    ) -> None:
+        """
+        As :meth:`send`, in one message with others that come at the same time.
+
+        :param function: A function.
+        :param request: What asks for it, among others.
+        :param deliver: As for :meth:`send`.
+        :raises UnservableError: As :meth:`send`.
+        :raises NotDeliveredError: As :meth:`send`.
+        """
+        if self._may_call(function):
+            self._outbox.put(request, deliver)
+        else:
+            deliver(mitogen.core.Message.dead(calls.NOT_DELIVERED))
+
+    def _may_call(self, function: Callable[..., object]) -> bool:
         if function not in self._allowed:
             if not (self.link.allow(inmanta_mitogen.calls.call) and self.link.allow(function)):
                 # The next attempt gets an interpreter that has loaded nothing.
                 self.link.end(LEAVE_TIMEOUT)
-                deliver(mitogen.core.Message.dead(calls.NOT_DELIVERED))
-                return
+                return False
             self._allowed.add(function)
-        message.reply_to = self._listen(deliver, persist=False)
-        self.post(message)
+        return True
 
     def post(self, message: mitogen.core.Message) -> None:
         """
@@ -490,8 +513,18 @@ class Connection:
         """
         :param function: Called on the broker's thread, unless the broker has ended.
         """
-        with contextlib.suppress(mitogen.core.Error):
+        with contextlib.suppress(calls.NotDeliveredError):
+            self.call_soon(function)
+
+    def call_soon(self, function: Callable[[], object]) -> None:
+        """
+        :param function: Called on the broker's thread.
+        :raises NotDeliveredError: The connection was closed meanwhile.
+        """
+        try:
             self.link.router.broker.defer(function)
+        except mitogen.core.Error as error:
+            raise calls.NotDeliveredError(error) from None
 
     def close(self, timeout: float) -> bool:
         """

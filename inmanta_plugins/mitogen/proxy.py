@@ -26,7 +26,6 @@ from inmanta_plugins.mitogen.collect import Collector, SentAgainError
 from inmanta_plugins.mitogen.connect import (
     LEAVE_TIMEOUT,
     Connection,
-    Deliver,
     ForkAware,
     hub,
     watch_forks,
@@ -38,11 +37,13 @@ from inmanta_plugins.mitogen.errors import (
     PythonNotFoundError,
     RemoteException,
 )
-from inmanta_plugins.mitogen.logs import truncate_logged_values
+from inmanta_plugins.mitogen.logs import truncate_logged_value, truncate_logged_values
 from inmanta_plugins.mitogen.options import describe_context
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+Inbox = queue.SimpleQueue[mitogen.core.Message]
 
 LOGGER = logging.getLogger("inmanta_plugins.mitogen")
 
@@ -115,10 +116,9 @@ class _Call:
         self.started = time.monotonic()
         self.deadline: float | None = None
         self.call_timeout = call_timeout
-        self.inbox: queue.SimpleQueue[mitogen.core.Message] = queue.SimpleQueue()
-        self.deliver: Deliver = self.inbox.put
         self.connection: Connection | None = None
         self.was_sent_again = False
+        self._shown: tuple[list[object], dict[str, object]] | None = None
 
     def start_clock(self) -> None:
         """
@@ -127,6 +127,18 @@ class _Call:
         """
         if self.call_timeout is not None:
             self.deadline = time.monotonic() + self.call_timeout
+
+    @property
+    def shown(self) -> tuple[list[object], dict[str, object]]:
+        """What the log shows of its arguments."""
+        if self._shown is None:
+            shown = truncate_logged_values((*self.args, *self.kwargs.values()))
+            positional = len(self.args)
+            self._shown = (
+                shown[:positional],
+                dict(zip(self.kwargs, shown[positional:], strict=True)),
+            )
+        return self._shown
 
     @property
     def patience(self) -> float:
@@ -191,12 +203,10 @@ class Proxy(ForkAware):
 
     def _new_locks(self) -> None:
         self._lock = threading.RLock()
-        # Counts attempts to reconnect, with the outcome of the last: threads that waited for one
-        # while it failed share its failure, and do not each wait for a dead host in turn.
         self._revivals = 0
-        self._revival_error: Exception | None = None
+        # The last attempt to reconnect that failed, with when it ended.
+        self._not_revived: tuple[float, Exception] | None = None
         self._collector = Collector[_Call](self._settle)
-        self._not_revived: tuple[Connection | None, RemoteException] | None = None
 
     def after_fork_in_child(self) -> None:
         """Forget the locks of the parent process; the next call connects for this one."""
@@ -279,20 +289,23 @@ class Proxy(ForkAware):
         # An exception under way says more than a slow goodbye.
         self.disconnect(best_effort=exc_type is not None)
 
-    def _living(self) -> Connection:
-        """The open connection, made anew when it was lost."""
+    def _living(self, since: float) -> Connection:
+        """
+        The open connection, made anew when it was lost.
+
+        :param since: When the call began that needs it. Those that began before an attempt to
+            connect again failed share its failure: they do not each wait for a dead host in turn.
+        """
         connection = self._opened()
         if connection.alive:
             return connection
-        seen = self._revivals
         with self._lock:
             connection = self._opened()
             if connection.alive:
                 return connection
-            if self._revivals != seen and self._revival_error is not None:
-                raise RemoteException(self._revival_error)
+            if self._not_revived is not None and since < self._not_revived[0]:
+                raise RemoteException(self._not_revived[1])
             self._revivals += 1
-            self._revival_error = None
             self.logger.debug(
                 "The connection to %(context_name)s was lost, connecting again",
                 context_name=self._name,
@@ -300,7 +313,7 @@ class Proxy(ForkAware):
             try:
                 self._connection = hub().open(self.serialized_context)
             except (ConnectError, PythonNotFoundError) as error:
-                self._revival_error = error
+                self._not_revived = (time.monotonic(), error)
                 raise RemoteException(error) from error
             connection.close(0.0)
             return self._connection
@@ -324,7 +337,8 @@ class Proxy(ForkAware):
         :raises RemoteException: The function raised, the host was lost or can't be reached again.
         :raises CallTimeoutError: The call took longer than `call_timeout`.
         """
-        return cast(T, self._finish(self._begin(function, args, kwargs)))
+        call = _Call(function, args, kwargs, self.call_timeout)
+        return cast(T, self._carry_out(call, self._ask))
 
     def submit(
         self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
@@ -348,84 +362,73 @@ class Proxy(ForkAware):
             it.
         """
         call = _Call(function, args, kwargs, self.call_timeout)
-        call.deliver = functools.partial(self._collector.deliver, call)
-        return self._collector.send(call, self._send_logged)
+        return self._collector.send(call, self._send_soon)
 
-    def _settle(self, call: _Call, answer: mitogen.core.Message | None) -> object:
+    def _send_soon(self, call: _Call) -> None:
+        try:
+            connection = call.connection = self._living(call.started)
+            request = calls.request_among_others(
+                call.function, call.args, call.kwargs, connection.link.router.max_message_size
+            )
+            call.start_clock()
+            deliver = functools.partial(self._collector.deliver, call)
+            connection.send_soon(call.function, request, deliver)
+        except RemoteException as error:
+            self._log(call, exception=error)
+            raise
+
+    def _settle(self, call: _Call, answer: calls.Answer | None) -> object:
         """The result of a submitted call; no answer means that it took too long."""
         try:
             if answer is None:
                 raise self._give_up(call)
-            try:
-                result = calls.result_of(call.function, answer)
-            except calls.NotDeliveredError:
-                if call.was_sent_again:
-                    raise
-                self._send_again(call)
-                raise SentAgainError from None
+            result = calls.result_of(call.function, answer)
         except RemoteException as error:
+            if isinstance(error, calls.NotDeliveredError) and not call.was_sent_again:
+                call.was_sent_again = True
+                self._send_soon(call)
+                raise SentAgainError from None
             self._log(call, exception=error)
             raise
         self._log(call, result=result)
         return result
 
-    def _send_again(self, call: _Call) -> None:
-        lost = call.connection
-        if self._not_revived is not None and self._not_revived[0] is lost:
-            raise self._not_revived[1]  # one attempt for all that were in flight
-        call.was_sent_again = True
+    def _carry_out(self, call: _Call, attempt: Callable[[_Call], T]) -> T:
+        """Make a call, once more when it certainly never reached the host, and log it."""
         try:
-            self._send(call)
-        except RemoteException as error:
-            self._not_revived = (lost, error)
+            try:
+                result = attempt(call)
+            except calls.NotDeliveredError:
+                # The connection had ended, unseen until now: this is its revival.
+                result = attempt(call)
+        except Exception as error:
+            if call.connection is not None or isinstance(error, RemoteException):
+                self._log(call, exception=error)
             raise
+        self._log(call, result=result)
+        return result
 
-    def _begin(
-        self, function: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> _Call:
-        call = _Call(function, args, kwargs, self.call_timeout)
-        self._send_logged(call)
-        return call
-
-    def _send_logged(self, call: _Call) -> None:
-        try:
-            self._send(call)
-        except RemoteException as error:
-            self._log(call, exception=error)
-            raise
-
-    def _send(self, call: _Call) -> None:
-        connection = self._living()
+    def _ask(self, call: _Call) -> object:
+        connection = self._living(call.started)
         message = calls.request(
             call.function, call.args, call.kwargs, connection.link.router.max_message_size
         )
+        inbox: Inbox = queue.SimpleQueue()
         call.connection = connection
         call.start_clock()
-        connection.send(call.function, message, call.deliver)
+        connection.send(call.function, message, inbox.put)
+        _ = call.shown  # while the host is busy anyway
+        return calls.result_of(call.function, self._receive(call, inbox))
 
-    def _finish(self, call: _Call) -> object:
-        try:
-            try:
-                result = calls.result_of(call.function, self._receive(call))
-            except calls.NotDeliveredError:
-                # The connection had ended, unseen until now: this is its revival.
-                self._send(call)
-                result = calls.result_of(call.function, self._receive(call))
-        except RemoteException as error:
-            self._log(call, exception=error)
-            raise
-        self._log(call, result=result)
-        return result
-
-    def _receive(self, call: _Call) -> mitogen.core.Message:
+    def _receive(self, call: _Call, inbox: Inbox) -> mitogen.core.Message:
         """The next message that comes for a call."""
         while True:
             try:
-                return call.inbox.get(timeout=call.patience)
+                return inbox.get(timeout=call.patience)
             except queue.Empty:
                 if call.overdue:
                     raise self._give_up(call) from None
-                if call.lost and call.inbox.empty():
+                if call.lost and inbox.empty():
                     return mitogen.core.Message.dead("the connection has ended")
 
     def _give_up(self, call: _Call) -> CallTimeoutError:
@@ -449,42 +452,28 @@ class Proxy(ForkAware):
     ) -> T:
         """A call whose content moves in chunks; logged as one of the function."""
         call = _Call(function, args, kwargs, self.call_timeout)
-        try:
-            try:
-                result = self._move(call, move)
-            except calls.NotDeliveredError:
-                result = self._move(call, move)
-        except Exception as error:
-            if call.connection is not None or isinstance(error, RemoteException):
-                self._log(call, exception=error)
-            raise
-        self._log(call, result=result)
-        return result
+        return self._carry_out(call, functools.partial(self._move, move))
 
-    def _move(self, call: _Call, move: Callable[[transfer.Exchange], T]) -> T:
-        call.connection = self._living()
+    def _move(self, move: Callable[[transfer.Exchange], T], call: _Call) -> T:
+        call.connection = self._living(call.started)
         call.start_clock()
-        call.inbox = queue.SimpleQueue()
-        wait = functools.partial(self._receive, call)
-        with transfer.Exchange(call.connection, call.function, call.inbox, wait) as exchange:
+        inbox: Inbox = queue.SimpleQueue()
+        wait = functools.partial(self._receive, call, inbox)
+        with transfer.Exchange(call.connection, call.function, inbox, wait) as exchange:
             return move(exchange)
 
     def _log(self, call: _Call, **outcome: object) -> None:
         ((key, value),) = outcome.items()
-        if key == "exception":
-            value = str(value)
-        *args, shown = truncate_logged_values((*call.args, *call.kwargs.values(), value))
-        positional = len(call.args)
-        record: dict[str, Any] = {
-            "function": calls.function_name(call.function),
-            "context_name": self._name,
-            "args": args[:positional],
-            "kwargs": dict(zip(call.kwargs, args[positional:], strict=True)),
-            "duration": round(time.monotonic() - call.started, 6),
-            key: shown,
-        }
+        args, kwargs = call.shown
+        shown: Any = truncate_logged_value(str(value) if key == "exception" else value)
         self.logger.debug(
-            f"Calling function %(function)s in context %(context_name)s: %({key})s", **record
+            f"Calling function %(function)s in context %(context_name)s: %({key})s",
+            function=calls.function_name(call.function),
+            context_name=self._name,
+            args=args,
+            kwargs=kwargs,
+            duration=round(time.monotonic() - call.started, 6),
+            **{key: shown},
         )
 
     # Files and commands
