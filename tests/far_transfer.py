@@ -1,5 +1,7 @@
 """Ends of a transfer on the host that do what the real one never would."""
 
+import time
+
 import mitogen.core
 
 from inmanta_mitogen import transfer
@@ -44,6 +46,23 @@ def count_wrongly(sender):
     """Begins to receive, and then acknowledges in another language."""
     _send(sender, transfer.pack_begin(1234567, 0))
     _send(sender, b"seven")
+
+
+@mitogen.core.takes_econtext
+def hoard(path, size, sender, econtext):
+    """Writes to a file how many chunks are on the way to a host that is near, or far."""
+    with transfer._Channel(sender, econtext) as channel:
+        channel.begin(size)
+        received = len(channel.receive())
+        time.sleep(0.3 if path.endswith("far") else 0)
+        channel.send(transfer.pack_count(received))
+        time.sleep(1.0)  # whatever may be on the way has come by then
+        with open(path, "w") as file:
+            file.write(str(channel._inbox.qsize()))
+        while received < size:
+            received += len(channel.receive())
+            channel.send(transfer.pack_count(received))
+        channel.receive()
 
 
 @mitogen.core.takes_econtext

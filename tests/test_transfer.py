@@ -517,6 +517,24 @@ def test_a_host_that_floods_is_cut_off_before_it_fills_the_memory(proxy: Proxy) 
     assert proxy.remote_call(far_side.echo) == [[], {}]
 
 
+# However busy this machine is, none is farther than a minute.
+@pytest.mark.parametrize(("distance", "near", "on_the_way"), [("near", 60, 1), ("far", 0.1, 2)])
+def test_no_more_is_on_the_way_than_the_distance_asks_for(
+    proxy: Proxy,
+    tmp_path: pathlib.Path,
+    content: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    distance: str,
+    near: float,
+    on_the_way: int,
+) -> None:
+    monkeypatch.setattr(transfer, "_NEAR", near)
+    monkeypatch.setattr(host, "receive", far_transfer.hoard)
+    path = tmp_path / distance
+    proxy.put(str(path), content)
+    assert int(path.read_text()) * host.CHUNK == on_the_way * host.WINDOW // 2
+
+
 @pytest.mark.parametrize("function", [far_transfer.lie, far_transfer.lie_about_small])
 def test_a_sum_that_differs_is_an_error(
     proxy: Proxy, function: collections.abc.Callable[..., object]

@@ -315,6 +315,7 @@ class Proxy(ForkAware):
             except (ConnectError, PythonNotFoundError) as error:
                 self._not_revived = (time.monotonic(), error)
                 raise RemoteException(error) from error
+            self._not_revived = None
             connection.close(0.0)
             return self._connection
 
