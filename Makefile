@@ -2,7 +2,7 @@
 
 # The interpreter of .venv: 3.11 or later.
 PYTHON ?= python3
-# More arguments for pytest, e.g. make test PYTEST_ARGS="-k ssh -x"
+# More arguments for pytest, e.g. make test PYTEST_ARGS="-k ssh -x"; -n0 runs them one at a time
 PYTEST_ARGS ?=
 # How long make soak takes; SOAK_ARGS="--seed S" has the same faults again.
 MINUTES ?= 1
@@ -25,7 +25,7 @@ host:
 	@tools/prepare_host.sh
 
 test: host env ## all the tests, with all the set-up they need
-	$(python) -m pytest $(PYTEST_ARGS)
+	$(python) -m pytest @tests/parallel.txt $(PYTEST_ARGS)
 
 check: env ## format, lint, security, types, known vulnerabilities of what is installed
 	$(python) -m ruff format --check .

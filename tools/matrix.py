@@ -174,8 +174,8 @@ def run_row(row: Row, interpreter: str, pytest_args: list[str]) -> Outcome:
     print(f"\n=== {row.name}: {described(versions)}", flush=True)
     report = directory / "junit.xml"
     report.unlink(missing_ok=True)
-    command = [str(python), "-m", "pytest", "-q", f"--junit-xml={report}", *pytest_args]
-    code = subprocess.run(command, cwd=ROOT).returncode
+    command = [str(python), "-m", "pytest", "-q", "@tests/parallel.txt", f"--junit-xml={report}"]
+    code = subprocess.run([*command, *pytest_args], cwd=ROOT).returncode
     return read_outcome(row, versions, report, code)
 
 

@@ -7,7 +7,7 @@ import collections.abc
 
 import pytest
 from container import Container, running_container
-from reach import Coverage, Fails, Reach
+from reach import Fails, Reach
 from stand_ins import StandIns
 
 import support
@@ -111,26 +111,15 @@ def leader_stand_ins(tmp_path_factory: pytest.TempPathFactory, container: Contai
     return stand_ins
 
 
-# The report
-
-_COVERAGE = pytest.StashKey[Coverage]()
-_MESSAGES = pytest.StashKey[dict[str, str]]()
-
-
-@pytest.fixture(scope="session")
-def coverage(pytestconfig: pytest.Config) -> Coverage:
-    """
-    Gathers which methods and options were connected with.
-    """
-    return pytestconfig.stash.setdefault(_COVERAGE, Coverage())
+# For the report, which tests/conftest.py prints
 
 
 @pytest.fixture
-def reach(coverage: Coverage) -> Reach:
+def reach(request: pytest.FixtureRequest) -> Reach:
     """
     Connects to a host, for the report to tell.
     """
-    return Reach(coverage)
+    return Reach(request.node.user_properties)
 
 
 @pytest.fixture
@@ -138,24 +127,4 @@ def fails(request: pytest.FixtureRequest) -> Fails:
     """
     Connects in vain, and notes what the error says.
     """
-    return Fails(request.config.stash.setdefault(_MESSAGES, {}), request.node.name)
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    """
-    Prints, method by method, what was connected and with which options.
-    """
-    gathered = config.stash.get(_COVERAGE, None)
-    if gathered is not None:
-        terminalreporter.section("ways to reach a host")
-        for line in gathered.table():
-            terminalreporter.write_line(line)
-    messages = config.stash.get(_MESSAGES, None)
-    if messages and config.get_verbosity() > 0:
-        terminalreporter.section("what a failed connection says")
-        for case, text in messages.items():
-            terminalreporter.write_line(f"{case}:")
-            for line in text.splitlines():
-                terminalreporter.write_line(f"    {line}")
+    return Fails(request.node.user_properties)

@@ -39,6 +39,12 @@ def options_of(method: str) -> set[str]:
     } - _INTERNAL
 
 
+#: What a test's report tells of it: each connection that it made, and each error that it got.
+CONNECTED, FAILED = "connected", "failed"
+
+Properties = list[tuple[str, typing.Any]]
+
+
 class Coverage:
     """
     Which methods were connected, and with which options.
@@ -49,24 +55,15 @@ class Coverage:
         self._kinds: dict[str, set[str]] = collections.defaultdict(set)
         self._connections: collections.Counter[str] = collections.Counter()
 
-    def record(self, context: Context, kind: str) -> None:
+    def add(self, method: str, kind: str, options: collections.abc.Iterable[str]) -> None:
         """
-        :param context: The serialized context that was connected; its hops count too.
-        :param kind: "real", or "stub" where its last hop's program is a stand-in.
+        :param method: The method of a hop that was connected.
+        :param kind: "real", or "stub" where its program is a stand-in.
+        :param options: The names of the options that it had.
         """
-        hop: Context | None = context
-        while hop is not None:
-            method = hop["method_name"]
-            self._connections[method] += 1
-            self._kinds[method].add(kind)
-            self._options[method] |= hop.keys() - {"method_name", "via"}
-            kind, hop = "real", hop.get("via")
-
-    def missing(self, method: str) -> set[str]:
-        """
-        :return: The options of a method that no connection had.
-        """
-        return options_of(method) - self._options[method]
+        self._connections[method] += 1
+        self._kinds[method].add(kind)
+        self._options[method] |= set(options)
 
     def table(self) -> list[str]:
         """
@@ -76,7 +73,7 @@ class Coverage:
         for method in METHODS:
             if count := self._connections[method]:
                 every = options_of(method)
-                missing = self.missing(method)
+                missing = every - self._options[method]
                 lines.append(
                     f"{method:<9}{' and '.join(sorted(self._kinds[method])):<12}"
                     f"{f'{count} times':<11}{f'{len(every) - len(missing)}/{len(every)}':<9}"
@@ -85,13 +82,35 @@ class Coverage:
         return lines
 
 
+def report(tests: collections.abc.Iterable[pytest.TestReport], *, with_errors: bool) -> list[str]:
+    """
+    :param tests: The reports of tests that are over.
+    :param with_errors: Whether to tell what the errors of failed connections said.
+    :return: Method by method, what they connected and with which options; empty for nothing.
+    """
+    coverage, connected, errors = Coverage(), False, []
+    for test in tests:
+        for name, value in test.user_properties:
+            if name == CONNECTED:
+                connected = True
+                for hop in value:
+                    coverage.add(*hop)
+            elif name == FAILED and isinstance(value, str):
+                case = test.nodeid.rpartition("::")[2]
+                errors += ["", f"{case}:", *(f"    {line}" for line in value.splitlines())]
+    lines = coverage.table() if connected else []
+    return [*lines, *errors] if with_errors else lines
+
+
 class Reach:
     """
     Connects to hosts, and notes how.
+
+    :param properties: Those of the test.
     """
 
-    def __init__(self, coverage: Coverage) -> None:
-        self._coverage = coverage
+    def __init__(self, properties: Properties) -> None:
+        self._properties = properties
 
     @contextlib.contextmanager
     def __call__(self, context: Context, *, kind: str = "real") -> collections.abc.Iterator[Proxy]:
@@ -100,7 +119,7 @@ class Reach:
         :param kind: "real", or "stub" where its last hop's program is a stand-in.
         """
         with Proxy(context) as proxy:
-            self._coverage.record(context, kind)
+            self._properties.append((CONNECTED, list(_hops(context, kind))))
             try:
                 yield proxy
             finally:
@@ -109,17 +128,25 @@ class Reach:
                     proxy.run("sh", ["-c", f"rm -f {log}*"])
 
 
+def _hops(context: Context, kind: str) -> collections.abc.Iterator[tuple[str, str, list[str]]]:
+    hop: Context | None = context
+    while hop is not None:
+        yield hop["method_name"], kind, sorted(hop.keys() - {"method_name", "via"})
+        kind, hop = "real", hop.get("via")
+
+
 E = typing.TypeVar("E", bound=Exception)
 
 
 class Fails:
     """
     Connects to hosts in vain, and notes what the errors say.
+
+    :param properties: Those of the test.
     """
 
-    def __init__(self, messages: dict[str, str], name: str) -> None:
-        self._messages = messages
-        self._name = name
+    def __init__(self, properties: Properties) -> None:
+        self._properties = properties
 
     def __call__(self, context: Context, expected: type[E]) -> E:
         """
@@ -130,7 +157,7 @@ class Fails:
         with pytest.raises(expected) as raised:
             Proxy(context).connect()
         text = f"{type(raised.value).__name__}: {raised.value}"
-        self._messages[self._name] = text
+        self._properties.append((FAILED, text))
         for secret in _secrets(context):
             assert secret not in f"{text}{raised.value!r}{getattr(raised.value, '__notes__', '')}"
         return raised.value
