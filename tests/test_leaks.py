@@ -23,7 +23,8 @@ import pytest
 
 import support
 from inmanta_plugins.mitogen import ConnectError, Proxy, PythonNotFoundError, RemoteException
-from inmanta_plugins.mitogen.connect import Connection, Link
+from inmanta_plugins.mitogen.connect import Connection
+from inmanta_plugins.mitogen.links import Link
 from pytest_inmanta_mitogen import SshHost, SshHostFactory
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("idle_sockets")]

@@ -38,7 +38,8 @@ def suite(tmp_path: pathlib.Path) -> pathlib.Path:
     """
     A folder of tests that are run as those of this project are.
     """
-    shutil.copy(HERE / "conftest.py", tmp_path)
+    for name in ("conftest.py", "reach.py"):
+        shutil.copy(HERE / name, tmp_path)
     shutil.copy(HERE.parent / "pyproject.toml", tmp_path)
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_it.py").write_text(TESTS)

@@ -24,7 +24,6 @@ from inmanta_mitogen.staged import StagedWrite, as_bytes
 from inmanta_plugins.mitogen import calls, transfer
 from inmanta_plugins.mitogen.collect import Collector, SentAgainError
 from inmanta_plugins.mitogen.connect import (
-    LEAVE_TIMEOUT,
     Connection,
     ForkAware,
     hub,
@@ -37,6 +36,7 @@ from inmanta_plugins.mitogen.errors import (
     PythonNotFoundError,
     RemoteException,
 )
+from inmanta_plugins.mitogen.links import LEAVE_TIMEOUT
 from inmanta_plugins.mitogen.logs import truncate_logged_value, truncate_logged_values
 from inmanta_plugins.mitogen.options import describe_context
 

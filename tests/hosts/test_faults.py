@@ -25,6 +25,7 @@ from inmanta_plugins.mitogen import (
     Proxy,
     RemoteException,
     connect,
+    links,
 )
 from pytest_inmanta_mitogen import SshHost, SshHostFactory
 
@@ -335,7 +336,7 @@ def test_a_frozen_hop_is_found_by_all_behind_it(
     pool: concurrent.futures.ThreadPoolExecutor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connect, "HOP_GRACE", 0.5)
+    monkeypatch.setattr(links, "HOP_GRACE", 0.5)
     contexts = [{**behind_sudo(sudo_host), "connect_timeout": 30, "name": f"r{n}"} for n in "12"]
     with Proxy(contexts[0]) as first, Proxy(contexts[1]) as second:
         hop = of_the_hop(first)
