@@ -185,9 +185,14 @@ def run_raw(
     timeout: Optional[float] = None,
     *,
     stdin: Union[str, bytes, None] = None,
+    max_size: Optional[int] = None,
 ) -> Output:
     """
     As :func:`run`, with the bytes that the command printed.
+
+    :param max_size: The most bytes it may print, on both streams together. By default there is no
+        limit.
+    :raises OSError: Also when it printed more, and was killed for that with all its children.
     """
     _check_timeout(timeout)
     content = _stdin_bytes(stdin)
@@ -198,7 +203,13 @@ def run_raw(
     try:
         try:
             with _ended_by_sigterm():
-                in_time = _finish(process, streams, deadline)
+                in_time = _finish(process, streams, deadline, max_size)
+        except _TooMuchError:
+            _kill(process, streams.pipes)
+            raise OSError(
+                f"The output of {command!r} has more than the {max_size} bytes that are accepted,"
+                " and it was killed: have it print less, or raise max_size"
+            ) from None
         except _Terminated:
             _kill(process, streams.pipes)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -224,6 +235,12 @@ def run_raw(
         killed,
         survivors,
     )
+
+
+class _TooMuchError(Exception):
+    """
+    A command has printed more than it may.
+    """
 
 
 class _Terminated(BaseException):
@@ -427,6 +444,13 @@ class _Streams:
         """
         return bool(self._selector.get_map())
 
+    @property
+    def size(self) -> int:
+        """
+        How many bytes it has printed so far.
+        """
+        return self.stdout.tell() + self.stderr.tell()
+
     def pump(self, timeout: float) -> bool:
         """
         Moves what can be moved.
@@ -486,12 +510,16 @@ class _Streams:
 
 
 def _finish(
-    process: "subprocess.Popen[bytes]", streams: _Streams, deadline: Optional[float]
+    process: "subprocess.Popen[bytes]",
+    streams: _Streams,
+    deadline: Optional[float],
+    max_size: Optional[int],
 ) -> bool:
     """
     Listens until the command has ended.
 
     :return: Whether it did so in time.
+    :raises _TooMuchError: It printed more.
     """
     looked = time.monotonic()
     while streams.open:
@@ -505,6 +533,8 @@ def _finish(
             if rest <= 0:
                 return False
         streams.pump(min(rest, _POLL))
+        if max_size is not None and streams.size > max_size:
+            raise _TooMuchError
     try:
         process.wait(None if deadline is None else deadline - time.monotonic())
     except subprocess.TimeoutExpired:

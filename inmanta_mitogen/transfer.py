@@ -320,10 +320,11 @@ def run(
     """
     from inmanta_mitogen.process import run_raw
 
-    output = run_raw(*args, **kwargs)
+    output = run_raw(*args, max_size=max_size, **kwargs)
     stdout = len(output.stdout)
     size = stdout + len(output.stderr)
     if max_size is not None and size > max_size:
+        # It came after the command's own end, from what it left running.
         raise OSError(too_large(f"The output of {args[0]!r}", max_size))
     blocks = _cut([output.stdout, output.stderr])
     return output.returncode, stdout, _send_blocks(blocks, size, sender, econtext)

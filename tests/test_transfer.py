@@ -457,6 +457,8 @@ def test_what_has_no_end_ends_at_the_limit(
         proxy.read_binary("/dev/zero")
     with pytest.raises(RemoteException, match=f"more than the {2 * MIB} bytes"):
         proxy.run("head", ["-c", str(3 * MIB), "/dev/zero"])
+    with pytest.raises(RemoteException, match=f"'sh' has more than the {MIB} bytes .* was killed"):
+        proxy.run("sh", ["-c", "echo late; yes >&2"], max_size=MIB)
     with pytest.raises(RemoteException, match="no regular file"):
         proxy.get_file("/dev/zero", tmp_path / "zero")
     assert proxy.read_binary("/etc/passwd", max_size=MIB)

@@ -51,6 +51,7 @@ LOGGER = logging.getLogger("inmanta_plugins.mitogen")
 PATROL = 5.0
 
 CALL_TIMEOUT_ENV_VAR = "INMANTA_MITOGEN_CALL_TIMEOUT"
+"""Names the variable with the seconds that each remote call may take."""
 
 
 class FileStat(TypedDict):
@@ -698,7 +699,8 @@ class Proxy(ForkAware):
         :param cwd: The directory to run it in; None for that of the host's interpreter.
         :param timeout: The seconds it may take; then it is killed with all its children.
         :param stdin: What it reads from its standard input.
-        :param max_size: The most bytes of output to accept, as for :meth:`read`.
+        :param max_size: The most bytes of output to accept, as for :meth:`read`; a command that
+            prints more is killed with all its children.
         :return: What it wrote to standard output and standard error, both stripped of white space
             at the ends, and its exit status (the negative number of the signal that ended it).
         :raises RemoteException: It could not be started, took longer than `timeout`, or printed
