@@ -5,6 +5,7 @@ complete.
 
 import ast
 import collections.abc
+import hashlib
 import importlib
 import inspect
 import json
@@ -289,6 +290,18 @@ def test_the_proxy_with_a_timeout_reads(
     page_module: types.ModuleType, mitogen_local_context: dict[str, typing.Any]
 ) -> None:
     assert float(page_module.uptime(mitogen_local_context).split()[0]) > 0
+
+
+@pytest.mark.parametrize("page_module", ["howto/many-calls.md"], indirect=True)
+def test_many_calls_give_what_each_alone_would(
+    page_module: types.ModuleType, far: Proxy, records: Records, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    paths = [str(tmp_path / "file"), str(tmp_path / "none")]
+
+    sums = page_module.checksums(far, paths)
+    assert sums == {paths[0]: hashlib.sha1(b"content").hexdigest(), paths[1]: None}
+    assert ["exception" in call for call in records.calls] == [False, True]
 
 
 # The log

@@ -15,18 +15,24 @@ from inmanta_plugins.mitogen.logs import (
     truncate_logged_value,
 )
 from inmanta_plugins.mitogen.proxy import CALL_TIMEOUT_ENV_VAR, LOGGER, FileStat, Proxy
+from inmanta_plugins.mitogen.router import MAX_MESSAGE_SIZE_ENV_VAR
 from inmanta_plugins.mitogen.serialize import (
     get_optional_relation,
     get_resource_context,
     serialize_context,
 )
 from inmanta_plugins.mitogen.serve import allow_modules
+from inmanta_plugins.mitogen.transfer import MAX_SIZE_ENV_VAR
+from inmanta_plugins.mitogen.validate import CHECK_HOST_KEYS_ENV_VAR
 
 __all__ = [
     "CALL_TIMEOUT_ENV_VAR",
+    "CHECK_HOST_KEYS_ENV_VAR",
     "LOGGED_TRUNCATED_VALUE_ENV_VAR",
     "LOGGED_VALUE_MAX_LEN_ENV_VAR",
     "LOGGER",
+    "MAX_MESSAGE_SIZE_ENV_VAR",
+    "MAX_SIZE_ENV_VAR",
     "CallTimeoutError",
     "Cause",
     "ConnectError",
