@@ -8,12 +8,16 @@ import contextlib
 import gc
 import importlib.metadata
 import os
+import pathlib
 import signal
 import threading
 
+import host_files
 import mitogen.core
 import pytest
 import reach
+
+import support
 
 # Installed, this module has it loaded already; a bare checkout has not.
 pytest_plugins = ["pytest_inmanta_mitogen"]
@@ -41,6 +45,25 @@ def idle_sockets() -> None:
     with concurrent.futures.ThreadPoolExecutor(40) as pool:
         for waiter in [pool.submit(wait) for _ in range(40)]:
             waiter.result()
+
+
+@pytest.fixture
+def nothing_left() -> collections.abc.Iterator[None]:
+    """
+    Fails a test that leaves files open, threads or processes.
+    """
+    before = support.Snapshot.take()
+    yield
+    before.settle()
+
+
+@pytest.fixture
+def public() -> collections.abc.Iterator[pathlib.Path]:
+    """
+    A directory that every user may enter, unlike pytest's.
+    """
+    with host_files.public_directory() as path:
+        yield path
 
 
 @pytest.fixture(scope="module", autouse=True)

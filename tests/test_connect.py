@@ -159,10 +159,19 @@ def test_a_frozen_hop_is_cut_off_in_bounded_time(
 
 
 def test_the_last_connection_ends_the_router() -> None:
+    others = threading.enumerate()
+
+    def ours() -> list[str]:
+        return [
+            thread.name
+            for thread in threading.enumerate()
+            if "mitogen" in thread.name and thread not in others
+        ]
+
     with Proxy(dict(LOCAL)) as proxy:
-        assert any("mitogen" in thread.name for thread in threading.enumerate())
+        assert ours() == ["mitogen.broker"]
         proxy.run("true")
-    assert not any("mitogen" in thread.name for thread in threading.enumerate())
+    assert ours() == []
 
 
 def test_the_thread_that_connects_first_may_end() -> None:

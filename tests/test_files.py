@@ -14,23 +14,12 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from host_files import ALICE, CHECKOUT, MALLORY, mounted, public_directory, python_as
+from host_files import ALICE, CHECKOUT, MALLORY, mounted, python_as
 
 import support
 from inmanta_mitogen import file_stat, hash_file, islink, lexists, put, read, read_binary
 
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    before = support.Snapshot.take()
-    yield
-    before.settle()
-
-
-@pytest.fixture
-def public() -> Iterator[pathlib.Path]:
-    with public_directory() as path:
-        yield path
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 def mode_of(path: pathlib.Path) -> int:

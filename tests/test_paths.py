@@ -14,27 +14,14 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from host_files import ALICE, MALLORY, public_directory, python_as
+from host_files import ALICE, MALLORY, python_as
 
 import support
 from inmanta_mitogen import put
 from inmanta_mitogen.paths import locate
 from inmanta_mitogen.staged import StagedWrite
 
-pytestmark = support.requires_root
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    before = support.Snapshot.take()
-    yield
-    before.settle()
-
-
-@pytest.fixture
-def public() -> Iterator[pathlib.Path]:
-    with public_directory() as path:
-        yield path
+pytestmark = [support.requires_root, pytest.mark.usefixtures("nothing_left")]
 
 
 @pytest.fixture

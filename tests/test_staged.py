@@ -25,7 +25,6 @@ from host_files import (
     MALLORY,
     die_at_step,
     mounted,
-    public_directory,
     python_as,
 )
 
@@ -33,20 +32,9 @@ import support
 from inmanta_mitogen import put, read_binary, staged
 from inmanta_mitogen.staged import StagedWrite
 
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 TEMPORARY = re.compile(r"\.inmanta-put-[0-9a-f]{32}")
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    before = support.Snapshot.take()
-    yield
-    before.settle()
-
-
-@pytest.fixture
-def public() -> Iterator[pathlib.Path]:
-    with public_directory() as path:
-        yield path
 
 
 @pytest.fixture(params=["unnamed", "named", "unnamed, no way to a name"])

@@ -2,6 +2,7 @@
 The tools of this folder tell the truth about the tests.
 """
 
+import os
 import pathlib
 import shutil
 import subprocess
@@ -34,21 +35,20 @@ def test_of_a_future_core():
 
 
 @pytest.fixture
-def suite(tmp_path: pathlib.Path) -> pathlib.Path:
+def suite(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     """
     A folder of tests that are run as those of this project are.
     """
-    for name in ("conftest.py", "reach.py"):
-        shutil.copy(HERE / name, tmp_path)
+    shutil.copy(HERE / "conftest.py", tmp_path)
     shutil.copy(HERE.parent / "pyproject.toml", tmp_path)
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_it.py").write_text(TESTS)
+    monkeypatch.setenv("PYTHONPATH", f"{HERE.parent}{os.pathsep}{HERE}")
     return tmp_path
 
 
 def pytest_prints(suite: pathlib.Path, monkeypatch: pytest.MonkeyPatch, no_skips: str) -> str:
     monkeypatch.setenv("INMANTA_MITOGEN_TESTS_NO_SKIPS", no_skips)
-    monkeypatch.setenv("PYTHONPATH", str(HERE.parent))
     command = [sys.executable, "-m", "pytest", "--junit-xml=report.xml"]
     done = subprocess.run(command, cwd=suite, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stdout + done.stderr

@@ -3,32 +3,16 @@ A function beside its handler runs on a host without inmanta, when a real agent 
 the exported model.
 """
 
-import collections.abc
-import contextlib
-import json
-import pathlib
-import subprocess
-import sys
-
 import pytest
-from test_server import METADATA, MODULE, write
+from deployment import Deployed, deploy, host
 
 import support
-from demo.environments import Wheel, derived_environment, pip_settings, source_environment
-from demo.orchestrator import LogRecord, Project, Resource
-from demo.processes import no_orphans, working_directory
-from demo.services import InmantaServer, Postgres
 
 pytestmark = pytest.mark.timeout(600)
 
-METADATA = METADATA.replace("module-odd", "module-beside")
-
 #: A module whose handlers call functions of the files beside them.
 BESIDE = {
-    "setup.cfg": METADATA,
-    "inmanta_plugins/beside/setup.cfg": METADATA,
-    "pyproject.toml": MODULE["pyproject.toml"],
-    "inmanta_plugins/beside/model/_init.cf": """
+    "model/_init.cf": """
         import mitogen
 
         entity Probe extends std::PurgeableResource:
@@ -38,7 +22,7 @@ BESIDE = {
         index Probe(host, name)
         implement Probe using std::none
     """,
-    "inmanta_plugins/beside/__init__.py": """
+    "__init__.py": """
         import inmanta.agent.handler
         import inmanta.resources
         import inmanta_plugins.mitogen.abc
@@ -61,7 +45,7 @@ BESIDE = {
             def create_resource(self, ctx, resource):
                 ctx.set_created()
     """,
-    "inmanta_plugins/beside/remote.py": """
+    "remote.py": """
         from inmanta_plugins.beside import words
 
         def probe():
@@ -71,11 +55,11 @@ BESIDE = {
                 return words.WITHOUT
             return words.WITH
     """,
-    "inmanta_plugins/beside/words.py": """
+    "words.py": """
         WITHOUT = "a host without inmanta"
         WITH = "a host with inmanta"
     """,
-    "inmanta_plugins/beside/needy.py": """
+    "needy.py": """
         import inmanta.const
 
         def probe():
@@ -83,78 +67,16 @@ BESIDE = {
     """,
 }
 
-PROJECT = {
-    "project.yml": """
-        name: beside
-        modulepath: libs
-        downloadpath: libs
-        install_mode: release
-        pip:
-          use_system_config: true
-    """,
-    "requirements.txt": "inmanta-module-beside\n",
-}
-
-Deployed = dict[str, tuple[Resource, list[LogRecord]]]
-
 
 @pytest.fixture(scope="module")
-def deployed() -> collections.abc.Iterator[Deployed]:
+def deployed() -> Deployed:
     """
-    What became of the resources, by their names.
+    What became of a resource for each of the handlers' functions.
     """
     python = support.interpreter_for_everyone()
     assert python is not None
-    with contextlib.ExitStack() as stack:
-        directory: pathlib.Path = stack.enter_context(working_directory())
-        stack.enter_context(no_orphans())
-        wheel = Wheel(directory)
-        database = stack.enter_context(Postgres(directory / "postgres"))
-        server_python = source_environment(directory / "server-env")
-        built = wheel.wait()
-        write(directory / "beside", BESIDE)
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps"),
-                *("--wheel-dir", str(built.parent), str(directory / "beside")),
-            ],
-            check=True,
-        )
-        variables = pip_settings(built)
-        server = stack.enter_context(
-            InmantaServer(directory / "server", database, python=server_python, variables=variables)
-        )
-        compiler = derived_environment(directory / "compiler-env", directory / "server-env")
-        project = Project(directory / "project", compiler, variables)
-        client = server.client
-        environment = client.create_environment("beside", "beside")
-        client.start_agents(environment, ["here"])
-        write(directory / "project", {**PROJECT, "main.cf": model(python)})
-        project.install()
-        project.export(client, environment)
-        resources = client.wait(environment, count=2, timeout=120)
-        yield {
-            resource.value: (resource, client.log(environment, resource.id))
-            for resource in resources
-        }
-
-
-def model(python: str) -> str:
-    """
-    A model with a resource for each of the handlers' functions.
-    """
-    return f"""
-        import mitogen
-        import beside
-
-        here = std::Host(
-            name="here",
-            os=std::linux,
-            via=mitogen::Local(name="here", python_path=[{json.dumps(python)}]),
-        )
-        beside::Probe(host=here, name="good")
-        beside::Probe(host=here, name="needy")
-    """
+    probes = [f'beside::Probe(host=here, name="{name}")' for name in ("good", "needy")]
+    return deploy("beside", BESIDE, "\n".join([host(python), *probes, ""]))
 
 
 def test_a_function_beside_its_handler_runs_on_a_host_without_inmanta(deployed: Deployed) -> None:
