@@ -197,6 +197,22 @@ def test_what_fits_in_a_message_is_carried_and_more_is_refused(
             proxy.submit(far_side.large, most).result(60)
 
 
+def test_what_can_not_be_sent_fails_its_own_calls_and_no_others(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = proxy.remote_call(far_side.pid)
+
+    def no_room(self: connect.Connection, message: object) -> None:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(connect.Connection, "post", no_room)
+        for future in [proxy.submit(far_side.echo, number) for number in range(3)]:
+            with pytest.raises(RemoteException, match="could not be sent.*no room"):
+                future.result(60)
+    assert proxy.submit(far_side.pid).result(60) == pid
+
+
 def lose_unseen(proxy: Proxy) -> None:
     """Ends the connection when the broker's thread gets to it, and not before."""
     assert proxy._connection is not None

@@ -95,7 +95,11 @@ class _Pack:
         """
         message = calls.request_as_is(inmanta_mitogen.calls.call_each, list(requests), self._handle)
         message.reply_to = self._handle
-        self._line.post(message)
+        try:
+            self._line.post(message)
+        except Exception as error:
+            # Any exception that leaves this thread ends it, with all connections of the process.
+            self._end(mitogen.core.Message.dead(f"it could not be sent: {error!r}"))
 
     def _on_message(self, message: mitogen.core.Message) -> None:
         if message.is_dead:
