@@ -6,7 +6,7 @@ import os
 import pickle
 import signal
 import struct
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Generic, Iterator, List, Tuple, TypeVar
 
 import mitogen.core
 
@@ -16,9 +16,10 @@ PACK = 256 << 10
 # Python 3.6 reads and writes it, and it carries bytes as they are.
 PICKLE_PROTOCOL = 4
 
-
 # The length of an answer among others, in front of it.
 _LENGTH = struct.Struct(">L")
+
+T = TypeVar("T")
 
 
 @mitogen.core.takes_econtext  # type: ignore[untyped-decorator]  # mitogen is not typed
@@ -52,52 +53,65 @@ def call_each(requests: List[bytes], handle: int, econtext: Any) -> None:
     :param handle: Where the agent listens for the answers.
     :param econtext: mitogen's description of this interpreter, which mitogen passes.
     """
-    answers = _Answers(handle, econtext)
+
+    def send(pack: List[Tuple[bytes, None]]) -> None:
+        data = b"".join(part for answer, _ in pack for part in (_LENGTH.pack(len(answer)), answer))
+        enc = mitogen.core.Message.ENC_BIN
+        econtext.master.send(mitogen.core.Message(data=data, enc=enc, handle=handle))
+
+    answers = Packer(econtext.broker.defer, send)  # type: Packer[None]
     for request in requests:
         message = mitogen.core.Message(data=request, enc=mitogen.core.Message.ENC_PKL)
         message.router = econtext.router
         try:
-            answers.put(_pickled_result(econtext, *message.unpickle()))
+            answer = _pickled_result(econtext, *message.unpickle())
         except Exception as error:
-            answers.put(mitogen.core.Message.pickled(mitogen.core.CallError(error)).data)
+            answer = mitogen.core.Message.pickled(mitogen.core.CallError(error)).data
+        answers.put(answer, None)
 
 
-class _Answers:
+class Packer(Generic[T]):
     """
-    What goes back for the calls of one request.
+    Sends data when the broker's thread gets to it, as much in one message as waits by then.
 
-    :param handle: Where the agent listens.
-    :param econtext: mitogen's description of this interpreter.
+    A message costs both ends several times what a call in it does. Nothing waits for there to be
+    more: what comes alone goes alone.
+
+    :param call_soon: Has the broker's thread call a function.
+    :param send: Sends, on that thread, a message of some data, each with what was put with it.
     """
 
-    def __init__(self, handle: int, econtext: Any) -> None:
-        self._handle = handle
-        self._agent = econtext.master
-        self._broker = econtext.broker
-        self._ready: collections.deque[bytes] = collections.deque()
+    def __init__(
+        self,
+        call_soon: Callable[[Callable[[], None]], object],
+        send: Callable[[List[Tuple[bytes, T]]], object],
+    ) -> None:
+        self._call_soon = call_soon
+        self._send = send
+        self._waiting: collections.deque[Tuple[bytes, T]] = collections.deque()
         self._is_called = False
 
-    def put(self, answer: bytes) -> None:
+    def put(self, data: bytes, companion: T) -> None:
         """
-        :param answer: The next one.
+        :param data: What to send.
+        :param companion: Given to `send` with it.
+        :raises Exception: What `call_soon` raises, when the broker has ended.
         """
-        self._ready.append(answer)
+        self._waiting.append((data, companion))
         if not self._is_called:
             self._is_called = True
-            self._broker.defer(self._send)
+            self._call_soon(self._send_all)
 
-    def _send(self) -> None:
-        # On the broker's thread: whatever is put from here on calls it again.
+    def _send_all(self) -> None:
+        # Whatever is put from here on calls it again.
         self._is_called = False
-        while self._ready:
-            parts = []  # type: List[bytes]
+        while self._waiting:
+            pack = []  # type: List[Tuple[bytes, T]]
             size = 0
-            while self._ready and (not parts or size + len(self._ready[0]) < PACK):
-                answer = self._ready.popleft()
-                parts += [_LENGTH.pack(len(answer)), answer]
-                size += len(answer)
-            data, enc = b"".join(parts), mitogen.core.Message.ENC_BIN
-            self._agent.send(mitogen.core.Message(data=data, enc=enc, handle=self._handle))
+            while self._waiting and (not pack or size + len(self._waiting[0][0]) <= PACK):
+                pack.append(self._waiting.popleft())
+                size += len(pack[-1][0])
+            self._send(pack)
 
 
 def unpack_answers(data: bytes) -> Iterator[bytes]:

@@ -106,7 +106,7 @@ class Connection:
         self._lock = threading.Lock()
         self._closed = False
         self._allowed: set[Callable[..., object]] = set()
-        self._outbox = outbox.Outbox(self)
+        self._outbox = outbox.outbox(self)
 
     @property
     def alive(self) -> bool:
@@ -129,11 +129,9 @@ class Connection:
         :raises UnservableError: The function's file needs what hosts don't have.
         :raises NotDeliveredError: The connection was closed meanwhile.
         """
-        if self._may_call(function):
+        if self._may_call(function, deliver):
             message.reply_to = self._listen(deliver, persist=False)
             self.post(message)
-        else:
-            deliver(mitogen.core.Message.dead(calls.NOT_DELIVERED))
 
     def send_soon(
         self, function: Callable[..., object], request: bytes, deliver: outbox.Deliver
@@ -147,16 +145,15 @@ class Connection:
         :raises UnservableError: As :meth:`send`.
         :raises NotDeliveredError: As :meth:`send`.
         """
-        if self._may_call(function):
+        if self._may_call(function, deliver):
             self._outbox.put(request, deliver)
-        else:
-            deliver(mitogen.core.Message.dead(calls.NOT_DELIVERED))
 
-    def _may_call(self, function: Callable[..., object]) -> bool:
+    def _may_call(self, function: Callable[..., object], deliver: Deliver) -> bool:
         if function not in self._allowed:
             if not (self.link.allow(inmanta_mitogen.calls.call) and self.link.allow(function)):
                 # The next attempt gets an interpreter that has loaded nothing.
                 self.link.end(LEAVE_TIMEOUT)
+                deliver(mitogen.core.Message.dead(calls.NOT_DELIVERED))
                 return False
             self._allowed.add(function)
         return True
