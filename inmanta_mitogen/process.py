@@ -203,13 +203,7 @@ def run_raw(
     try:
         try:
             with _ended_by_sigterm():
-                in_time = _finish(process, streams, deadline, max_size)
-        except _TooMuchError:
-            _kill(process, streams.pipes)
-            raise OSError(
-                f"The output of {command!r} has more than the {max_size} bytes that are accepted,"
-                " and it was killed: have it print less, or raise max_size"
-            ) from None
+                in_time = _finish(argv, process, streams, deadline, max_size)
         except _Terminated:
             _kill(process, streams.pipes)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -235,12 +229,6 @@ def run_raw(
         killed,
         survivors,
     )
-
-
-class _TooMuchError(Exception):
-    """
-    A command has printed more than it may.
-    """
 
 
 class _Terminated(BaseException):
@@ -510,6 +498,7 @@ class _Streams:
 
 
 def _finish(
+    argv: List[bytes],
     process: "subprocess.Popen[bytes]",
     streams: _Streams,
     deadline: Optional[float],
@@ -519,7 +508,7 @@ def _finish(
     Listens until the command has ended.
 
     :return: Whether it did so in time.
-    :raises _TooMuchError: It printed more.
+    :raises OSError: It printed more than `max_size` bytes, and is to be killed for that.
     """
     looked = time.monotonic()
     while streams.open:
@@ -534,7 +523,10 @@ def _finish(
                 return False
         streams.pump(min(rest, _POLL))
         if max_size is not None and streams.size > max_size:
-            raise _TooMuchError
+            raise OSError(
+                f"The output of {os.fsdecode(argv[0])!r} has more than the {max_size} bytes that"
+                " are accepted, and it was killed: have it print less, or raise max_size"
+            )
     try:
         process.wait(None if deadline is None else deadline - time.monotonic())
     except subprocess.TimeoutExpired:
