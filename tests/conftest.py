@@ -18,6 +18,7 @@ import pytest
 import reach
 
 import support
+from inmanta_plugins.mitogen import Proxy
 
 # Installed, this module has it loaded already; a bare checkout has not.
 pytest_plugins = ["pytest_inmanta_mitogen"]
@@ -55,6 +56,25 @@ def nothing_left() -> collections.abc.Iterator[None]:
     before = support.Snapshot.take()
     yield
     before.settle()
+
+
+@pytest.fixture
+def recorder() -> support.Recorder:
+    """
+    Keeps what `proxy` logs.
+    """
+    return support.Recorder()
+
+
+@pytest.fixture
+def proxy(
+    idle_sockets: None, nothing_left: None, recorder: support.Recorder
+) -> collections.abc.Iterator[Proxy]:
+    """
+    An open proxy to this machine, which has to leave nothing.
+    """
+    with Proxy(dict(support.LOCAL), logger=recorder) as opened:
+        yield opened
 
 
 @pytest.fixture

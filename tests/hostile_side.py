@@ -108,10 +108,7 @@ def answer_with_a_class(path, econtext):
 @mitogen.core.takes_econtext
 def answer_each_with(data, then_end, econtext):
     """Answers all that came in one message with bytes of its own choice, and does no more of it."""
-    frame = sys._getframe()
-    while frame.f_code.co_name != "call_each":
-        frame = frame.f_back
-    handle = frame.f_locals["handle"]
+    handle = _own_call().reply_to
     _write(econtext, _frame(handle, data, enc=mitogen.core.Message.ENC_BIN))
     if then_end:
         _write(econtext, _frame(handle, b"\x80\x02N.", enc=mitogen.core.Message.ENC_PKL))

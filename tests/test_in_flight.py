@@ -1,6 +1,5 @@
 """Calls that are submitted: each as if it were made alone, and many of them in one message."""
 
-import collections.abc
 import concurrent.futures
 import pathlib
 import threading
@@ -8,7 +7,6 @@ import threading
 import far_side
 import pytest
 
-import support
 from inmanta_mitogen.calls import PACK
 from inmanta_plugins.mitogen import (
     CallTimeoutError,
@@ -18,19 +16,6 @@ from inmanta_plugins.mitogen import (
     router,
 )
 from support import LOCAL, Recorder, together
-
-
-@pytest.fixture
-def recorder() -> Recorder:
-    return Recorder()
-
-
-@pytest.fixture
-def proxy(idle_sockets: None, recorder: Recorder) -> collections.abc.Iterator[Proxy]:
-    before = support.Snapshot.take()
-    with Proxy(dict(LOCAL), logger=recorder) as opened:
-        yield opened
-    before.settle()
 
 
 def test_submitted_calls_give_their_results_in_order(proxy: Proxy, recorder: Recorder) -> None:

@@ -26,19 +26,6 @@ from inmanta_plugins.mitogen import (
 from support import LOCAL, Recorder
 
 
-@pytest.fixture
-def recorder() -> Recorder:
-    return Recorder()
-
-
-@pytest.fixture
-def proxy(recorder: Recorder, idle_sockets: None) -> collections.abc.Iterator[Proxy]:
-    before = support.Snapshot.take()
-    with Proxy(dict(LOCAL), logger=recorder) as opened:
-        yield opened
-    before.settle()
-
-
 def kill_interpreter(proxy: Proxy) -> None:
     pid = proxy.remote_call(os.getpid)
     os.kill(pid, signal.SIGKILL)

@@ -33,24 +33,7 @@ OLD = b"old content"
 LARGE = 4 * host.WINDOW + 12_345
 
 
-@pytest.fixture(scope="module", autouse=True)
-def warm() -> None:
-    """mitogen keeps a pair of sockets for each thread that waited: not a leak of what is tested."""
-    with Proxy(dict(LOCAL)) as proxy:
-        proxy.remote_call(os.getpid)
-
-
-@pytest.fixture
-def recorder() -> Recorder:
-    return Recorder()
-
-
-@pytest.fixture
-def proxy(recorder: Recorder) -> collections.abc.Iterator[Proxy]:
-    before = support.Snapshot.take()
-    with Proxy(dict(LOCAL), logger=recorder) as opened:
-        yield opened
-    before.settle()
+pytestmark = pytest.mark.usefixtures("idle_sockets")
 
 
 @pytest.fixture(scope="module")
