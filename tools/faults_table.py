@@ -379,10 +379,10 @@ class Scenario:
 
 
 _FAULTS = "tests/hosts/test_faults.py::test_"
-_LEAKS = "tests/test_leaks.py::test_"
+_LEAKS = "tests/connections/test_leaks.py::test_"
 _PROXY = "tests/test_proxy.py::test_"
-_PROCESS = "tests/test_process.py::test_"
-_FILES = "tests/test_files.py::test_"
+_PROCESS = "tests/on_host/test_process.py::test_"
+_FILES = "tests/on_host/test_files.py::test_"
 _RESULT = "a_result_that_cannot_travel_is_named_and_the_interpreter_stays"
 
 SCENARIOS = [
@@ -449,7 +449,7 @@ SCENARIOS = [
     Scenario(
         "a file of 150 MB is put",
         "it is there",
-        "tests/test_transfer.py::test_contents_and_outputs_may_exceed_what_one_message_carries",
+        "tests/calls/test_transfer.py::test_contents_and_outputs_may_exceed_what_one_message_carries",
         large_put,
     ),
     Scenario(

@@ -29,10 +29,11 @@ import mitogen.core
 import mitogen.master
 import mitogen.parent
 
-from inmanta_mitogen.calls import unpack_answers
-from inmanta_plugins.mitogen import Proxy, connect
-from inmanta_plugins.mitogen.answers import UnreadableError, read_answer
-from inmanta_plugins.mitogen.router import AgentRouter
+from inmanta_mitogen.dispatch import unpack_answers
+from inmanta_plugins.mitogen import Proxy
+from inmanta_plugins.mitogen.connections import hub as connect
+from inmanta_plugins.mitogen.hosts.answers import UnreadableError, read_answer
+from inmanta_plugins.mitogen.hosts.router import AgentRouter
 
 _HEADER = ">hLLLLLL"
 _MOST_SECONDS = 10.0

@@ -1,6 +1,12 @@
 """Run Python on any host, over ssh, sudo, containers or a chain of them, with nothing installed."""
 
-from inmanta_plugins.mitogen.connect import build_context, context_hash
+from inmanta_plugins.mitogen.calls.log import truncate_logged_value
+from inmanta_plugins.mitogen.connections.hub import build_context, context_hash
+from inmanta_plugins.mitogen.contexts.serialize import (
+    get_optional_relation,
+    get_resource_context,
+    serialize_context,
+)
 from inmanta_plugins.mitogen.errors import (
     CallTimeoutError,
     Cause,
@@ -9,21 +15,18 @@ from inmanta_plugins.mitogen.errors import (
     PythonNotFoundError,
     RemoteException,
 )
-from inmanta_plugins.mitogen.logs import (
+from inmanta_plugins.mitogen.hosts.served import allow_modules
+from inmanta_plugins.mitogen.proxy import FileStat, Proxy
+from inmanta_plugins.mitogen.settings import (
+    CALL_TIMEOUT_ENV_VAR,
+    CHECK_HOST_KEYS_ENV_VAR,
     LOGGED_TRUNCATED_VALUE_ENV_VAR,
     LOGGED_VALUE_MAX_LEN_ENV_VAR,
-    truncate_logged_value,
+    LOGGER,
+    MAX_MESSAGE_SIZE_ENV_VAR,
+    MAX_SIZE_ENV_VAR,
+    SettingError,
 )
-from inmanta_plugins.mitogen.proxy import CALL_TIMEOUT_ENV_VAR, LOGGER, FileStat, Proxy
-from inmanta_plugins.mitogen.router import MAX_MESSAGE_SIZE_ENV_VAR
-from inmanta_plugins.mitogen.serialize import (
-    get_optional_relation,
-    get_resource_context,
-    serialize_context,
-)
-from inmanta_plugins.mitogen.serve import allow_modules
-from inmanta_plugins.mitogen.transfer import MAX_SIZE_ENV_VAR
-from inmanta_plugins.mitogen.validate import CHECK_HOST_KEYS_ENV_VAR
 
 __all__ = [
     "CALL_TIMEOUT_ENV_VAR",
@@ -41,6 +44,7 @@ __all__ = [
     "Proxy",
     "PythonNotFoundError",
     "RemoteException",
+    "SettingError",
     "allow_modules",
     "build_context",
     "context_hash",

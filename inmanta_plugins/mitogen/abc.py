@@ -8,9 +8,9 @@ import inmanta.execute.proxy
 import inmanta.export
 import inmanta.resources
 
-from inmanta_plugins.mitogen.connect import context_hash
+from inmanta_plugins.mitogen.connections.hub import context_hash
+from inmanta_plugins.mitogen.contexts.serialize import get_resource_context
 from inmanta_plugins.mitogen.proxy import Proxy
-from inmanta_plugins.mitogen.serialize import get_resource_context
 
 
 class Resource(inmanta.resources.Resource):

@@ -14,10 +14,8 @@ import re
 from collections.abc import Mapping
 
 import mitogen.core
-from inmanta_plugins.mitogen.texts import bounded_text
-
-# Of what a host wrote, in characters.
-_LONGEST_DETAIL = 8_000
+from inmanta_plugins.mitogen.settings import LONGEST_DETAIL
+from inmanta_plugins.mitogen.texts import bounded_text, describe_hop
 
 README_NOTE = (
     "The README of the mitogen module, section 'Python on the host', tells how to choose the"
@@ -55,11 +53,8 @@ class PythonNotFoundError(FileNotFoundError):
         found: str = "",
         missing: str | None = None,
     ) -> None:
-        # Imported late: the options raise errors, and an error describes options.
-        from inmanta_plugins.mitogen.options import describe_hop
-
         self.hop = describe_hop(serialized_context)
-        self.found = found = bounded_text(found, _LONGEST_DETAIL)
+        self.found = found = bounded_text(found, LONGEST_DETAIL)
         program = first_of_python_path(serialized_context)
         self.missing = missing or program
         super().__init__(errno.ENOENT, f"No such python interpreter on host {self.hop}", program)
@@ -143,7 +138,7 @@ class ConnectError(mitogen.core.StreamError):  # type: ignore[misc]  # mitogen i
         self.address = address
         self.user = user
         self.cause = cause
-        self.detail = detail = bounded_text(detail, _LONGEST_DETAIL)
+        self.detail = detail = bounded_text(detail, LONGEST_DETAIL)
         # Not through mitogen's own Error.__init__, which takes '%' in a text for a format.
         Exception.__init__(self, f"Cannot connect to {hop}: {detail.rstrip()}\n{cause.value}")
 
@@ -182,6 +177,10 @@ class RemoteException(Exception):  # noqa: N818  # the published name
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (self.remote_exception, *self.args))
+
+
+class NotDeliveredError(RemoteException):
+    """The call certainly never reached the host's interpreter: it may be made again."""
 
 
 class CallTimeoutError(RemoteException, TimeoutError):

@@ -2,8 +2,6 @@
 
 import concurrent.futures
 import functools
-import logging
-import math
 import os
 import queue
 import shutil
@@ -16,14 +14,17 @@ from typing import Any, ParamSpec, Self, TypedDict, TypeVar, cast
 import inmanta.agent.handler
 
 import inmanta_mitogen
-import inmanta_mitogen.calls
-import inmanta_mitogen.transfer
+import inmanta_mitogen.chunks
+import inmanta_mitogen.dispatch
 import mitogen.core
 import mitogen.parent
 from inmanta_mitogen.staged import StagedWrite, as_bytes
-from inmanta_plugins.mitogen import calls, transfer
-from inmanta_plugins.mitogen.collect import Collector, SentAgainError
-from inmanta_plugins.mitogen.connect import (
+from inmanta_plugins.mitogen import settings
+from inmanta_plugins.mitogen.calls import request as calls
+from inmanta_plugins.mitogen.calls import transfers as transfer
+from inmanta_plugins.mitogen.calls.log import truncate_logged_value, truncate_logged_values
+from inmanta_plugins.mitogen.calls.pending import PendingCalls, SentAgainError
+from inmanta_plugins.mitogen.connections.hub import (
     Connection,
     ForkAware,
     hub,
@@ -32,26 +33,18 @@ from inmanta_plugins.mitogen.connect import (
 from inmanta_plugins.mitogen.errors import (
     CallTimeoutError,
     ConnectError,
-    ContextError,
+    NotDeliveredError,
     PythonNotFoundError,
     RemoteException,
 )
-from inmanta_plugins.mitogen.links import LEAVE_TIMEOUT
-from inmanta_plugins.mitogen.logs import truncate_logged_value, truncate_logged_values
-from inmanta_plugins.mitogen.options import describe_context
+from inmanta_plugins.mitogen.texts import describe_context
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 Inbox = queue.SimpleQueue[mitogen.core.Message]
 
-LOGGER = logging.getLogger("inmanta_plugins.mitogen")
-
-# How often a call without a deadline makes sure that its connection is still there, in seconds.
-PATROL = 5.0
-
-CALL_TIMEOUT_ENV_VAR = "INMANTA_MITOGEN_CALL_TIMEOUT"
-"""Names the variable with the seconds that each remote call may take."""
+LOGGER = settings.LOGGER
 
 
 class FileStat(TypedDict):
@@ -63,35 +56,6 @@ class FileStat(TypedDict):
     """The name of the group, or the number as text where the host has no name for it."""
     permissions: int
     """The digits of the octal mode, read as decimal: 644 for ``0o644``, 4755 for ``0o4755``."""
-
-
-def default_call_timeout() -> float | None:
-    """
-    :return: The seconds that the environment variable INMANTA_MITOGEN_CALL_TIMEOUT gives to each
-        remote call; None when it is unset or empty.
-    :raises ContextError: It is no positive number.
-    """
-    text = os.environ.get(CALL_TIMEOUT_ENV_VAR, "").strip()
-    if not text:
-        return None
-    try:
-        return checked_call_timeout(float(text))
-    except ValueError:
-        raise ContextError(
-            f"The environment variable {CALL_TIMEOUT_ENV_VAR} is {text!r}: set it to the seconds"
-            " that a remote call may take, a number above 0, or unset it for no limit."
-        ) from None
-
-
-def checked_call_timeout(seconds: float) -> float:
-    """
-    :param seconds: What a remote call may take.
-    :return: The same.
-    :raises ValueError: It is not above 0, or no finite number.
-    """
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise ValueError(f"call_timeout is {seconds!r}: it must be a number of seconds above 0")
-    return float(seconds)
 
 
 def _name_of(serialized_context: object) -> str:
@@ -145,8 +109,8 @@ class _Call:
     def patience(self) -> float:
         """The seconds to wait before the deadline, or the connection, is looked at."""
         if self.deadline is None:
-            return PATROL
-        return min(PATROL, max(0.0, self.deadline - time.monotonic()))
+            return settings.SECONDS_BETWEEN_CHECKS
+        return min(settings.SECONDS_BETWEEN_CHECKS, max(0.0, self.deadline - time.monotonic()))
 
     @property
     def overdue(self) -> bool:
@@ -191,7 +155,9 @@ class Proxy(ForkAware):
             LOGGER
         )
         self.call_timeout = (
-            default_call_timeout() if call_timeout is None else checked_call_timeout(call_timeout)
+            settings.call_timeout()
+            if call_timeout is None
+            else settings.checked_call_timeout(call_timeout)
         )
         self._name = _name_of(serialized_context)
         self._connection: Connection | None = None
@@ -207,7 +173,7 @@ class Proxy(ForkAware):
         self._revivals = 0
         # The last attempt to reconnect that failed, with when it ended.
         self._not_revived: tuple[float, Exception] | None = None
-        self._collector = Collector[_Call](self._settle)
+        self._pending = PendingCalls[_Call](self._settle)
 
     def after_fork_in_child(self) -> None:
         """Forget the locks of the parent process; the next call connects for this one."""
@@ -364,7 +330,7 @@ class Proxy(ForkAware):
             it.
         """
         call = _Call(function, args, kwargs, self.call_timeout)
-        return self._collector.send(call, self._send_soon)
+        return self._pending.send(call, self._send_soon)
 
     def _send_soon(self, call: _Call) -> None:
         try:
@@ -373,8 +339,7 @@ class Proxy(ForkAware):
                 call.function, call.args, call.kwargs, connection.link.router.max_message_size
             )
             call.start_clock()
-            deliver = functools.partial(self._collector.deliver, call)
-            connection.send_soon(call.function, request, deliver)
+            self._pending.send_soon(connection, call.function, request, call)
         except RemoteException as error:
             self._log(call, exception=error)
             raise
@@ -386,7 +351,7 @@ class Proxy(ForkAware):
                 raise self._give_up(call)
             result = calls.result_of(call.function, answer)
         except RemoteException as error:
-            if isinstance(error, calls.NotDeliveredError) and not call.was_sent_again:
+            if isinstance(error, NotDeliveredError) and not call.was_sent_again:
                 call.was_sent_again = True
                 self._send_soon(call)
                 raise SentAgainError from None
@@ -400,7 +365,7 @@ class Proxy(ForkAware):
         try:
             try:
                 result = attempt(call)
-            except calls.NotDeliveredError:
+            except NotDeliveredError:
                 # The connection had ended, unseen until now: this is its revival.
                 result = attempt(call)
         except Exception as error:
@@ -436,7 +401,7 @@ class Proxy(ForkAware):
     def _give_up(self, call: _Call) -> CallTimeoutError:
         """Part from an interpreter that doesn't answer; the next call gets a new one."""
         if call.connection is not None:
-            call.connection.link.end(LEAVE_TIMEOUT)
+            call.connection.link.end(settings.LEAVE_TIMEOUT)
         return CallTimeoutError(
             TimeoutError(
                 f"{calls.function_name(call.function)} did not end on {self._name} within"
@@ -554,7 +519,7 @@ class Proxy(ForkAware):
         :param content: All of its content, of any size.
         :raises RemoteException: The host could not do it; the old content is untouched.
         """
-        if len(content) <= inmanta_mitogen.transfer.SMALL:
+        if len(content) <= inmanta_mitogen.chunks.SMALL:
             self.remote_call(inmanta_mitogen.put, path, content)
             return
         view = as_bytes(content)
@@ -603,7 +568,7 @@ class Proxy(ForkAware):
         :return: The text.
         :raises RemoteException: It can't be read, is no UTF-8, or is larger than that.
         """
-        limit = transfer.default_max_size() if max_size is None else max_size
+        limit = settings.max_size() if max_size is None else max_size
         return self._transfer(
             lambda exchange: transfer.read_text(exchange, path, limit), inmanta_mitogen.read, path
         )
@@ -615,7 +580,7 @@ class Proxy(ForkAware):
         :return: Its content.
         :raises RemoteException: It can't be read, or is larger than that.
         """
-        limit = transfer.default_max_size() if max_size is None else max_size
+        limit = settings.max_size() if max_size is None else max_size
         return self._transfer(
             lambda exchange: transfer.read(exchange, path, limit),
             inmanta_mitogen.read_binary,
@@ -707,7 +672,7 @@ class Proxy(ForkAware):
             more than `max_size`.
         """
         given: dict[str, object] = {} if stdin is None else {"stdin": stdin}
-        limit = transfer.default_max_size() if max_size is None else max_size
+        limit = settings.max_size() if max_size is None else max_size
         args = (command, arguments, env, cwd, timeout)
         return self._transfer(
             lambda exchange: transfer.run(exchange, limit, args, given),

@@ -1,6 +1,15 @@
-"""Texts that a host wrote, made fit for logs and exceptions."""
+"""How contexts, and texts that a host wrote, are shown in logs and exceptions."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
+
+from inmanta_plugins.mitogen import settings
+
+# The options that tell where a context is; the first one that is set counts.
+_ADDRESSES = ("hostname", "container", "image", "pod")
+# The methods that lead to root where no username is set.
+_ROOT_BY_DEFAULT = ("sudo", "su", "doas", "setns")
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -17,3 +26,66 @@ def bounded_text(text: str, limit: int) -> str:
         note = f" <... {len(text) - 2 * half} characters ...> "
         text = text[:half] + note + text[len(text) - half :]
     return _CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
+
+
+def hops_of(serialized_context: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """
+    :param serialized_context: A serialized context, perhaps one of the wrong form.
+    :return: The context and what is nested in its ``via``, in the order in which they are
+        connected, so the context itself comes last. No more than one above `settings.MAX_HOPS`.
+    """
+    hops: list[Mapping[str, Any]] = []
+    hop: object = serialized_context
+    while isinstance(hop, Mapping) and len(hops) <= settings.MAX_HOPS:
+        hops.append(hop)
+        hop = hop.get("via")
+    return hops[::-1]
+
+
+def address_of(hop: Mapping[str, Any]) -> str:
+    """
+    :param hop: A serialized context.
+    :return: Where it is, without its ``via``: host name and port (unless that is 22), container or
+        pod. Empty for a method that stays on its machine.
+    """
+    address = next(
+        (text for text in map(hop.get, _ADDRESSES) if text and isinstance(text, str)), ""
+    )
+    port = hop.get("port")
+    if not address or port == 22 or type(port) is not int:
+        return address
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def user_of(hop: Mapping[str, Any]) -> str | None:
+    """
+    :param hop: A serialized context.
+    :return: The user at its far end; None where neither the context nor mitogen says who.
+    """
+    user = hop.get("username")
+    if user and isinstance(user, str):
+        return user
+    return "root" if hop.get("method_name") in _ROOT_BY_DEFAULT else None
+
+
+def describe_hop(hop: Mapping[str, Any]) -> str:
+    """
+    :param hop: A serialized context.
+    :return: What people call it, without its ``via``: ``ssh probe@10.0.0.1:2222``, ``sudo root``,
+        ``docker web``, ``local``; with its name, if it has one, ``web1 (ssh probe@10.0.0.1)``.
+    """
+    method = hop.get("method_name")
+    address, user = address_of(hop), user_of(hop)
+    where = f"{user}@{address}" if user and address else address or user or ""
+    place = f"{method if isinstance(method, str) else 'no method_name'} {where}".rstrip()
+    name = hop.get("name")
+    return f"{name} ({place})" if name and isinstance(name, str) else place
+
+
+def describe_context(serialized_context: Mapping[str, Any]) -> str:
+    """
+    :param serialized_context: A serialized context.
+    :return: What people call it, and each hop on the way:
+        ``sudo root via web1 (ssh probe@10.0.0.1)``.
+    """
+    return " via ".join(describe_hop(hop) for hop in reversed(hops_of(serialized_context)))

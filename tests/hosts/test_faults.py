@@ -24,9 +24,9 @@ from inmanta_plugins.mitogen import (
     ConnectError,
     Proxy,
     RemoteException,
-    connect,
-    links,
 )
+from inmanta_plugins.mitogen.connections import hub as connect
+from inmanta_plugins.mitogen.connections import link as links
 from pytest_inmanta_mitogen import SshHost, SshHostFactory
 
 # A deadline against hangs: nothing here may wait for longer than its time-outs, added up.

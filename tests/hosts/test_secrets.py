@@ -19,7 +19,8 @@ import pytest
 from reach import Context
 
 import support
-from inmanta_plugins.mitogen import ConnectError, Proxy, connect
+from inmanta_plugins.mitogen import ConnectError, Proxy
+from inmanta_plugins.mitogen.connections import hub as connect
 from pytest_inmanta_mitogen import SshHost
 
 METHODS = ("ssh", "sudo", "su", "doas")

@@ -1,0 +1,90 @@
+"""What this module needs of mitogen beyond its public names, each with the reason.
+
+The only file that uses private names of mitogen or patches it, apart from ``hosts``, whose classes
+override methods of mitogen's. Written for mitogen 0.3.45 to 0.3.54.
+"""
+
+import logging
+import pickle
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import mitogen.core
+import mitogen.master
+import mitogen.parent
+from inmanta_mitogen.dispatch import PICKLE_PROTOCOL
+
+# The start of a dead message that never left the agent, or never reached the context.
+NO_ROUTE = "no route to "
+# What is in the text of a dead message in the place of one above the maximum size.
+TOO_LARGE = "message too large"
+
+
+def broker_runs(router: mitogen.master.Router) -> bool:
+    """Return whether a router's broker runs: mitogen ends it over an exception on its thread."""
+    return bool(router.broker._alive)  # nothing public tells
+
+
+def call_arguments(function: Callable[..., object], args: tuple[object, ...]) -> tuple[object, ...]:
+    """Return what asks a host to call a function, in the form of ``CallChain.make_msg``."""
+    # Chain, module, class, name, arguments. A plain dict for mitogen's Kwargs, which is for
+    # Python 2: half the cost on both ends.
+    return (None, function.__module__, None, function.__name__, args, {})
+
+
+def call_message(pickled_arguments: bytes) -> mitogen.core.Message:
+    """Return the message for pickled :func:`call_arguments`."""
+    message = mitogen.core.Message
+    return message(data=pickled_arguments, enc=message.ENC_PKL, handle=mitogen.core.CALL_FUNCTION)
+
+
+def order(function: Callable[..., object], *args: object) -> mitogen.core.Message:
+    """
+    Return the message that has mitogen call a function of this module on a host.
+
+    :param function: A function at the top level of a module.
+    :param args: Its arguments: plain values.
+    """
+    return call_message(pickle.dumps(call_arguments(function, args), PICKLE_PROTOCOL))
+
+
+def reset_after_fork() -> None:
+    """Do in a forked child what mitogen does in its own: the descriptors are the parent's."""
+    mitogen.core.Latch._on_fork()
+    mitogen.core.Side._on_fork()
+
+
+def call_at_exit(function: Callable[[], object]) -> None:
+    """Call a function when the interpreter ends, before Python waits for threads."""
+    # Private to CPython, and the only hook that runs early enough; concurrent.futures uses it.
+    threading._register_atexit(function)  # type: ignore[attr-defined]  # not in typeshed
+
+
+def quiet_mitogen() -> None:
+    """
+    Keep mitogen's own DEBUG records out of a log that is at DEBUG as a whole.
+
+    Inmanta's agents log at DEBUG, and mitogen would write one there for each read and write of
+    each connection, and have each host do so too and send them. A level that is set for the logger
+    ``mitogen`` is left as it is: that is how to get them.
+    """
+    logger = logging.getLogger("mitogen")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+
+
+def _history_in_any_encoding(streams: Iterable[mitogen.core.Stream | None]) -> str:
+    lines = [
+        line
+        for stream in streams
+        if stream
+        for line in getattr(stream.protocol, "logged_lines", ())
+    ]
+    return b"\n".join(line for _, line in sorted(lines)).decode("utf-8", "replace")
+
+
+# Mitogen's own decodes it as UTF-8. What a host in another locale printed before it failed raises
+# then on the broker's thread, and whoever waits for that connection waits for ever.
+_parent: Any = mitogen.parent
+_parent.get_history = _history_in_any_encoding

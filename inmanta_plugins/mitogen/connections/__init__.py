@@ -1,0 +1,1 @@
+"""From a serialized context to a connection: hub, links, interpreters and diagnosis."""

@@ -1,0 +1,372 @@
+"""From a serialized context to a connected one: what the connections of a process share.
+
+All the proxies of a process share one :class:`Hub`: one mitogen router with one broker thread. A
+hop that several contexts go through is connected once and counted; the context that a proxy runs
+its calls in is its own, since a context runs one call at a time. The hub's router starts with its
+first connection and ends with its last, and a forked child begins with a new hub.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+
+import inmanta_mitogen
+import inmanta_mitogen.dispatch
+import mitogen.core
+import mitogen.master
+import mitogen.parent
+from inmanta_plugins.mitogen import _mitogen, settings
+from inmanta_plugins.mitogen.connections.link import Link, Serialized
+from inmanta_plugins.mitogen.contexts.validate import apply_host_key_policy, validate_context
+from inmanta_plugins.mitogen.errors import NotDeliveredError
+from inmanta_plugins.mitogen.hosts.router import AgentRouter
+from inmanta_plugins.mitogen.texts import hops_of
+
+Deliver = Callable[[mitogen.core.Message], object]
+
+
+def context_hash(serialized_context: Serialized) -> str:
+    """
+    :param serialized_context: A serialized context.
+    :return: The md5 hex digest of its JSON text with sorted keys: equal for equal contexts. A key
+        for caches, no protection of anything.
+    """
+    text = json.dumps(serialized_context, sort_keys=True)
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def build_context(
+    serialized_context: dict[str, object], *, router: mitogen.master.Router
+) -> mitogen.parent.Context:
+    """
+    Connect a context, hop by hop.
+
+    :param serialized_context: The serialized context; it is not changed.
+    :param router: The router to connect it on. It stays the caller's: contexts end when it does,
+        or by their ``shutdown()``.
+    :return: The connected context.
+    :raises ContextError: The serialized context has the wrong form; a :class:`ValueError`.
+    :raises PythonNotFoundError: A hop has no Python at its ``python_path``.
+    :raises ConnectError: A hop could not be connected; a mitogen ``StreamError``. The hops before
+        it have been ended.
+    """
+    validate_context(serialized_context)
+    link: Link | None = None
+    for hop in hops_of(apply_host_key_policy(serialized_context)):
+        try:
+            link = Link(hop, via=link, router=router)
+        except BaseException:
+            while link is not None:
+                link.end(settings.HOP_LEAVE_TIMEOUT)
+                link = link.via
+            raise
+    assert link is not None  # a valid context has at least itself for a hop
+    return link.context
+
+
+class _ConnectorInterrupted(Exception):  # noqa: N818  # tells what happened, and is no error
+    """The thread that connected a hop was interrupted: others who need it connect it themselves."""
+
+
+class _SharedHop:
+    """A hop, how many use it, and the hop before it."""
+
+    def __init__(self) -> None:
+        self.users = 0
+        self.via: _SharedHop | None = None
+        self.link: Future[Link] = Future()
+
+    @staticmethod
+    def link_of(hop: "_SharedHop | None") -> Link | None:
+        """The link of a hop that is connected; None for none."""
+        return None if hop is None else hop.link.result()
+
+    @property
+    def lost(self) -> bool:
+        if not self.link.done():
+            return False
+        return self.link.exception() is not None or not self.link.result().alive
+
+
+class Connection:
+    """A proxy's own context together with its share of the hops before it; made by a hub."""
+
+    def __init__(self, hub: "Hub", link: Link, via: _SharedHop | None) -> None:
+        self._hub = hub
+        self._via = via
+        self.link = link
+        self._lock = threading.Lock()
+        self._closed = False
+        self._allowed: set[Callable[..., object]] = set()
+
+    @property
+    def alive(self) -> bool:
+        """Whether calls can be sent through it, as far as this side knows."""
+        return self.link.alive
+
+    @property
+    def ended(self) -> bool:
+        """Whether no answer can come through it any more."""
+        return self.link.ended
+
+    def send(
+        self, function: Callable[..., object], message: mitogen.core.Message, deliver: Deliver
+    ) -> None:
+        """
+        :param function: A function.
+        :param message: The request to call it.
+        :param deliver: Gets the answer, once, on the broker's thread, so it must not block. A dead
+            message tells that there will be none.
+        :raises UnservableError: The function's file needs what hosts don't have.
+        :raises NotDeliveredError: The connection was closed meanwhile.
+        """
+        if self.may_call(function, deliver):
+            message.reply_to = self._listen(deliver, persist=False)
+            self.post(message)
+
+    def may_call(self, function: Callable[..., object], deliver: Deliver) -> bool:
+        """
+        Let the host have what a function needs.
+
+        :param function: The function that is to be called.
+        :param deliver: Gets a dead message when the interpreter has to be replaced first.
+        :return: Whether the function can be called now.
+        """
+        if function not in self._allowed:
+            if not (self.link.allow(inmanta_mitogen.dispatch.call) and self.link.allow(function)):
+                # The next attempt gets an interpreter that has loaded nothing.
+                self.link.end(settings.LEAVE_TIMEOUT)
+                deliver(mitogen.core.Message.dead(_mitogen.NO_ROUTE))
+                return False
+            self._allowed.add(function)
+        return True
+
+    def post(self, message: mitogen.core.Message) -> None:
+        """
+        :param message: Sent to the host as it is.
+        :raises NotDeliveredError: The connection was closed meanwhile.
+        """
+        try:
+            self.link.context.send(message)
+        except mitogen.core.Error as error:
+            raise NotDeliveredError(error) from None
+
+    def listen(self, deliver: Deliver) -> int:
+        """
+        :param deliver: Gets each message for the handle, on the broker's thread, until it is
+            unlistened; a dead one when the connection ends.
+        :return: A handle for the host to send to.
+        """
+        return self._listen(deliver, persist=True)
+
+    def _listen(self, deliver: Deliver, *, persist: bool) -> int:
+        handle: int = self.link.router.add_handler(
+            deliver, persist=persist, respondent=self.link.context
+        )
+        return handle
+
+    def unlisten(self, handle: int) -> None:
+        """
+        :param handle: What :meth:`listen` returned.
+        """
+
+        def forget() -> None:
+            with contextlib.suppress(KeyError):  # with the connection it went already
+                self.link.router.del_handler(handle)
+
+        # On the broker's thread, which walks through the handles when a connection ends.
+        self.defer(forget)
+
+    def defer(self, function: Callable[[], object]) -> None:
+        """
+        :param function: Called on the broker's thread, unless the broker has ended.
+        """
+        with contextlib.suppress(NotDeliveredError):
+            self.call_soon(function)
+
+    def call_soon(self, function: Callable[[], object]) -> None:
+        """
+        :param function: Called on the broker's thread.
+        :raises NotDeliveredError: The connection was closed meanwhile.
+        """
+        try:
+            self.link.router.broker.defer(function)
+        except mitogen.core.Error as error:
+            raise NotDeliveredError(error) from None
+
+    def close(self, timeout: float) -> bool:
+        """
+        End it. Closing it again does nothing.
+
+        :param timeout: How long the host may take, in seconds.
+        :return: Whether the host left by itself in time; False when it had to be cut off.
+        """
+        if self.link.inherited:
+            return True  # the other process's to close; its locks may be held for ever here
+        with self._lock:
+            if self._closed:
+                return True
+            self._closed = True
+        left = self.link.end(timeout)
+        self._hub.leave(self._via)
+        return left
+
+
+class Hub:
+    """The router of a process, the hops on it, and the count of those who use them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._router: mitogen.master.Router | None = None
+        self._users = 0
+        self._hops: dict[str, _SharedHop] = {}
+
+    def open(self, serialized_context: Serialized) -> Connection:
+        """
+        Connect a context of its own for the caller, through shared hops.
+
+        :param serialized_context: A serialized context.
+        :return: The connection; the caller closes it.
+        :raises ContextError: The serialized context has the wrong form.
+        :raises PythonNotFoundError: A hop has no Python at its ``python_path``.
+        :raises ConnectError: A hop could not be connected.
+        """
+        validate_context(serialized_context)
+        hop = apply_host_key_policy(serialized_context)
+        router = self._enter()
+        via: _SharedHop | None = None
+        link: Link | None = None
+        try:
+            via = self._acquire(hop.get("via"), router)
+            link = Link(hop, via=_SharedHop.link_of(via), router=router)
+            link.prepare(hop)
+            return Connection(self, link, via)
+        except BaseException:
+            if link is not None:
+                link.cut()
+            self.leave(via)
+            raise
+
+    def _enter(self) -> mitogen.master.Router:
+        with self._lock:
+            if self._router is None or not _mitogen.broker_runs(self._router):
+                _mitogen.quiet_mitogen()
+                size = settings.max_message_size()
+                # No watcher: it would end the broker with the thread that happens to come first.
+                broker = mitogen.master.Broker(install_watcher=False)
+                self._router = AgentRouter(broker, size)
+            self._users += 1
+            # A router that always has some user lives for months.
+            self._router.broker.defer(inmanta_mitogen.dispatch.forget_ended_now, self._router)
+            return self._router
+
+    def leave(self, via: _SharedHop | None) -> None:
+        """Give back a share of the hops and of the router; the last to leave ends them."""
+        self._release(via)
+        with self._lock:
+            self._users -= 1
+            router = self._router
+            if self._users or router is None:
+                return
+            self._router = None
+        _end_router(router)
+
+    def _acquire(self, serialized: object, router: mitogen.master.Router) -> _SharedHop | None:
+        if not isinstance(serialized, Mapping):
+            return None
+        key = context_hash(serialized)
+        with self._lock:
+            hop = self._hops.get(key)
+            first = hop is None or hop.lost
+            if hop is None or first:
+                hop = self._hops[key] = _SharedHop()
+            hop.users += 1
+        if first:
+            try:
+                hop.via = self._acquire(serialized.get("via"), router)
+                before = _SharedHop.link_of(hop.via)
+                hop.link.set_result(Link(serialized, via=before, router=router))
+            except Exception as error:
+                hop.link.set_exception(error)
+            except BaseException:
+                hop.link.set_exception(_ConnectorInterrupted())
+                self._release(hop)
+                raise
+        try:
+            hop.link.result()
+        except _ConnectorInterrupted:
+            self._release(hop)
+            return self._acquire(serialized, router)
+        except BaseException:
+            self._release(hop)
+            raise
+        return hop
+
+    def _release(self, hop: _SharedHop | None) -> None:
+        while hop is not None:
+            with self._lock:
+                hop.users -= 1
+                if hop.users:
+                    return
+                for key in [key for key, other in self._hops.items() if other is hop]:
+                    del self._hops[key]
+            if not hop.lost:
+                hop.link.result().end(settings.HOP_LEAVE_TIMEOUT)
+            hop = hop.via
+
+    def end(self) -> None:
+        """End the router at once, with all that is connected on it."""
+        with self._lock:
+            router, self._router = self._router, None
+        if router is not None:
+            _end_router(router)
+
+
+def _end_router(router: mitogen.master.Router) -> None:
+    router.broker.shutdown()
+    router.broker.join()
+
+
+_hub = Hub()
+# Proxies that a forked child inherits: their locks may be held by threads that it has not.
+_inherited: weakref.WeakSet["ForkAware"] = weakref.WeakSet()
+
+
+class ForkAware:
+    """What holds locks that a forked child must not inherit as they are."""
+
+    def after_fork_in_child(self) -> None:
+        """Put new locks in the place of those that another thread may hold."""
+        raise NotImplementedError
+
+
+def hub() -> Hub:
+    """
+    :return: The hub of this process.
+    """
+    return _hub
+
+
+def watch_forks(what: ForkAware) -> None:
+    """
+    :param what: Told in each child that this process forks, for as long as it lives.
+    """
+    _inherited.add(what)
+
+
+def _after_fork_in_child() -> None:
+    global _hub
+    _hub = Hub()
+    _mitogen.reset_after_fork()
+    for what in list(_inherited):
+        what.after_fork_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+# The broker of a process that exits with connections open: Python waits for threads.
+_mitogen.call_at_exit(lambda: hub().end())

@@ -1,0 +1,327 @@
+"""One hop of a context: how it is connected, whether it lives, and how it is ended."""
+
+import contextlib
+import functools
+import os
+import platform
+import select
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+
+import inmanta_mitogen
+import inmanta_mitogen.dispatch
+import mitogen.core
+import mitogen.master
+import mitogen.parent
+from inmanta_plugins.mitogen import _mitogen
+from inmanta_plugins.mitogen.connections import interpreters
+from inmanta_plugins.mitogen.connections.diagnosis import HopLost, diagnose, unprepared
+from inmanta_plugins.mitogen.contexts.options import SECRET_OPTIONS
+from inmanta_plugins.mitogen.hosts.answers import UnreadableError, read_answer
+from inmanta_plugins.mitogen.hosts.modules import Stamp
+from inmanta_plugins.mitogen.hosts.served import PREPARE_HOST, ServedModules
+from inmanta_plugins.mitogen.settings import HOP_GRACE, LEAVE_TIMEOUT
+
+Serialized = Mapping[str, object]
+
+
+def mitogen_options(hop: Serialized) -> dict[str, object]:
+    """
+    :param hop: A serialized context.
+    :return: What mitogen's ``Router.connect`` takes for it, without the method and the hop before.
+    """
+    options = {
+        key: value
+        for key, value in hop.items()
+        if value is not None and key not in ("method_name", "name", "via")
+    }
+    for key in SECRET_OPTIONS & options.keys():
+        # Masks itself wherever mitogen, here or on a hop, logs the arguments of a connection.
+        options[key] = mitogen.core.Secret(options[key])
+    if interpreters.is_auto(options.get("python_path")):
+        options["python_path"] = interpreters.auto_command()
+    options["name"] = hop.get("name") or None
+    return options
+
+
+class Link:
+    """
+    One connected hop: whether it lives, and how it is ended.
+
+    :param hop: The serialized context of the hop.
+    :param via: The hop before it, None for one that is next to the agent.
+    :param router: The router to connect it on.
+    :raises PythonNotFoundError: The hop has no Python at its ``python_path``.
+    :raises ConnectError: The hop could not be connected.
+    """
+
+    def __init__(
+        self, hop: Serialized, *, via: "Link | None", router: mitogen.master.Router
+    ) -> None:
+        self.via = via
+        self.router = router
+        self._pid = os.getpid()
+        self._gone = threading.Event()
+        # A hop runs one call at a time: its deadline must not start while it serves another.
+        self._connecting = threading.Lock()
+        self._has_connected = False
+        self._loaded: dict[str, Stamp] = {}
+        self._adopt(self._connect(hop))
+
+    def _adopt(self, context: mitogen.parent.Context) -> None:
+        self.context = context
+        mitogen.core.listen(context, "disconnect", self._gone.set)
+        mitogen.core.listen(context, "disconnect", self._forget)
+        if self._stream() is None:
+            self._gone.set()  # it went before anyone listened
+
+    def _disown(self, context: mitogen.parent.Context) -> None:
+        """End a context that was connected after all, when nobody waited for it any more."""
+        with contextlib.suppress(mitogen.core.Error):  # the router may have ended first
+            self._adopt(context)
+            self.end(LEAVE_TIMEOUT)
+
+    def prepare(self, hop: Serialized) -> None:
+        """
+        Make the interpreter ready for calls, and end it when it can't be.
+
+        :param hop: The serialized context of the hop.
+        :raises ConnectError: It is too old for what is called there, or was lost again.
+        """
+        bounded = _BoundedHop(self.context, _seconds(hop))
+        # Before the question, so that the host has what it is told to load and need not ask for it.
+        self.allow(inmanta_mitogen.dispatch.call)
+        self.allow(inmanta_mitogen.lexists)
+        try:
+            bounded.call(exec, PREPARE_HOST)
+        except mitogen.core.Error as error:
+            failure = error
+        except BaseException:
+            self.cut()
+            raise
+        else:
+            return
+        version: object = ""
+        with contextlib.suppress(mitogen.core.Error):
+            version = bounded.call(platform.python_version)
+        self.end(LEAVE_TIMEOUT)
+        # Python 2 calls bytes a string.
+        text = version.decode() if isinstance(version, bytes) else str(version)
+        raise unprepared(hop, failure, text) from None
+
+    def _forget(self) -> None:
+        served = self.router.responder.policy
+        if self.via is None and isinstance(served, ServedModules):
+            served.forget(self.context.context_id)
+
+    def allow(self, function: Callable[..., object]) -> bool:
+        """
+        Let the host have the modules that a function needs, where the router holds them back.
+
+        :param function: The function that is about to be called there.
+        :return: Whether the interpreter can run it as it is now: not when it may have loaded
+            modules that have been changed on the agent since.
+        :raises UnservableError: The function's file needs what hosts don't have.
+        """
+        next_to_agent = self
+        while next_to_agent.via is not None:
+            next_to_agent = next_to_agent.via
+        served = self.router.responder.policy
+        if not isinstance(served, ServedModules):
+            return True
+        return served.allow(
+            next_to_agent.context.context_id, self.context.context_id, function, self._loaded
+        )
+
+    def _connect(self, hop: Serialized) -> mitogen.parent.Context:
+        method = str(hop["method_name"])
+        options = mitogen_options(hop)
+        start = functools.partial(self._start, method)
+        try:
+            return start(options)
+        except (mitogen.core.Error, OSError) as error:
+            failure = error
+
+        def probe() -> str:
+            requested = self._python_argv(method, options)
+            if requested:
+                try:
+                    start(options | {"python_path": interpreters.probe_command(requested)})
+                except (mitogen.core.Error, OSError) as report:
+                    return str(report)
+            return ""
+
+        # From None: the diagnosis holds what came back, and mitogen's own text is a stream dump.
+        raise diagnose(hop, failure, probe) from None
+
+    def _python_argv(self, method: str, options: Mapping[str, object]) -> list[str]:
+        """What mitogen starts for the interpreter; empty where only the hop before knows that."""
+        argv = options.get("python_path")
+        if not argv:
+            argv = mitogen.parent.get_connection_class(method).options_class.python_path
+            if self.via is not None and argv == mitogen.parent.Options.python_path:
+                return []
+        return list(argv) if isinstance(argv, list | tuple) else [str(argv)]
+
+    def _start(self, method: str, options: dict[str, object]) -> mitogen.parent.Context:
+        def connect() -> mitogen.parent.Context:
+            if self.via is None:
+                return self.router.connect(method, **options)
+            deadline = _seconds(options) + HOP_GRACE
+            with self.via.serving(deadline) as via:
+                return self.router.connect(method, via=via, **options)
+
+        return _undisturbed(connect, self._disown)
+
+    @contextlib.contextmanager
+    def serving(self, seconds: float) -> Iterator["_BoundedHop"]:
+        """Hold this hop for one connection through it; one that doesn't answer is cut off."""
+        with self._connecting:
+            if self._has_connected:
+                # Not before there can be anything to forget: the hop would have to fetch it first.
+                self._order(inmanta_mitogen.dispatch.forget_ended)
+            try:
+                yield _BoundedHop(self.context, seconds)
+                self._has_connected = True
+            except mitogen.core.TimeoutError:
+                self.cut_if_silent()
+                raise HopLost(f"it did not answer for {seconds:.0f} seconds") from None
+
+    def _order(self, function: Callable[..., object], *args: object) -> None:
+        """Have the interpreter call a function once it can, and wait for nothing."""
+        self.allow(function)
+        self.context.send(_mitogen.order(function, *args))
+
+    def cut_if_silent(self) -> None:
+        """Cut this link, and each one before it that doesn't answer a simple call either."""
+        self.cut()
+        link = self.via
+        while link is not None and not link._connecting.locked():
+            with link._connecting:
+                try:
+                    _BoundedHop(link.context, 2.0).call(os.getpid)
+                    return
+                except mitogen.core.Error:
+                    link.cut()
+            link = link.via
+
+    @property
+    def inherited(self) -> bool:
+        """Whether it belongs to the process that this one was forked from."""
+        return self._pid != os.getpid()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come through it."""
+        return self.inherited or self._gone.is_set() or not _mitogen.broker_runs(self.router)
+
+    @property
+    def alive(self) -> bool:
+        """Whether something can be sent through it, as far as this side knows."""
+        return not self.ended and not self._hung_up()
+
+    def _hung_up(self) -> bool:
+        """Whether the other end has gone, which the broker's thread may not have seen yet."""
+        stream = self._stream()
+        if stream is None or stream.receive_side.closed:
+            return True
+        poll = select.poll()
+        poll.register(stream.receive_side.fd, 0)  # asks for errors and hang-ups alone
+        return bool(poll.poll(0))
+
+    def _stream(self) -> mitogen.core.Stream | None:
+        return self.router.stream_by_id(self.context.context_id)
+
+    def end(self, timeout: float) -> bool:
+        """
+        Ask the interpreter to leave; cut it off when it doesn't.
+
+        :param timeout: How long it may take, in seconds.
+        :return: Whether it left by itself in time.
+        """
+        if self.ended:
+            return True
+        self.context.shutdown(wait=False)
+        left = self._gone.wait(timeout)
+        if not left:
+            self.cut()
+        return left
+
+    def cut(self) -> None:
+        """End the link on this side, or have the hop before it do so, whatever the host does."""
+        stream = self._stream()
+        if stream is not None and stream.protocol.remote_id == self.context.context_id:
+            self.router.disconnect_stream(stream)
+            # Mitogen would end it as well, but politely first, and the broker waits for that.
+            inmanta_mitogen.dispatch.kill_started(stream.conn.proc)
+        elif stream is not None and self.via is not None:
+            with contextlib.suppress(mitogen.core.Error):  # the router may be ending
+                self.via._order(inmanta_mitogen.dispatch.cut, self.context.context_id)
+        self._gone.set()
+
+
+def _seconds(options: Mapping[str, object]) -> float:
+    timeout = options.get("connect_timeout") or mitogen.parent.Options.connect_timeout
+    return float(timeout)  # type: ignore[arg-type]  # a number, the context is valid
+
+
+def _undisturbed(
+    connect: Callable[[], mitogen.parent.Context],
+    disown: Callable[[mitogen.parent.Context], object],
+) -> mitogen.parent.Context:
+    """
+    Connect, and if that is interrupted end what comes of it.
+
+    Mitogen's broker goes on to connect when the thread that waits for it is interrupted, and then
+    nobody would know of the connection.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return connect()  # only the main thread gets a KeyboardInterrupt
+    outcome: Future[mitogen.parent.Context] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(connect())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    def undo(outcome: Future[mitogen.parent.Context]) -> None:
+        if outcome.exception() is None:
+            disown(outcome.result())
+
+    threading.Thread(target=run, name="inmanta-mitogen-connect", daemon=True).start()
+    try:
+        return outcome.result()
+    except BaseException as error:
+        if not (outcome.done() and outcome.exception() is error):
+            outcome.add_done_callback(undo)
+        raise
+
+
+class _BoundedHop:
+    """
+    Stands in for the hop in mitogen's ``Router.connect(via=…)``, which would wait without end for
+    one that hangs.
+    """
+
+    def __init__(self, context: mitogen.parent.Context, seconds: float) -> None:
+        self.name = context.name
+        self.context_id = context.context_id
+        self._context = context
+        self._seconds = seconds
+
+    def call(self, function: Callable[..., object], *args: object, **kwargs: object) -> object:
+        receiver = self._context.call_async(function, *args, **kwargs)
+        try:
+            answer = receiver.get(timeout=self._seconds)
+        except mitogen.core.TimeoutError:
+            receiver.close()
+            raise
+        try:
+            value = read_answer(answer.data)
+        except UnreadableError as error:
+            raise mitogen.core.StreamError(f"its answer cannot be read: {error}") from None
+        if isinstance(value, mitogen.core.CallError):
+            raise value
+        return value

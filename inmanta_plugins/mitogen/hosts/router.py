@@ -1,0 +1,284 @@
+"""The router that all hosts of a process are connected to, and what a host may send to it.
+
+Mitogen trusts what is connected to it: a child may claim the ids of its siblings, answer calls that
+were made to others, create loggers, and make its parent write an error for each wrong message.
+Here a host may answer what it was called for, ask for modules, forward its log, and tell of the
+contexts behind it that it was asked to connect. The first message that is anything else is logged,
+and a host that goes on with it is cut off.
+"""
+
+import dataclasses
+import logging
+from typing import Any
+
+import mitogen.core
+import mitogen.master
+import mitogen.parent
+from inmanta_plugins.mitogen.hosts.host_log import ForwardedLog
+from inmanta_plugins.mitogen.hosts.served import ServedModules
+from inmanta_plugins.mitogen.hosts.streams import guarded
+from inmanta_plugins.mitogen.texts import bounded_text
+
+LOGGER = logging.getLogger(__name__)
+
+MOST_STRAYS = 1_000
+"""How many messages that nothing asked for a host may send before it is cut off."""
+# So many digits, a colon and a name of the length that mitogen allows.
+_MOST_ROUTE_BYTES = 512
+
+
+class QuietMessage(mitogen.core.Message):  # type: ignore[misc]  # mitogen is not typed
+    """A message that shows its size and not its content in mitogen's debug log."""
+
+    def __repr__(self) -> str:
+        return (
+            f"Message(src={self.src_id}:{self.reply_to} dst={self.dst_id}:{self.handle}"
+            f" auth_id={self.auth_id} {len(self.data)} bytes)"
+        )
+
+
+@dataclasses.dataclass
+class _Guest:
+    """What is known of the host at the other end of a stream."""
+
+    id: int
+    name: str
+    connects: int = 0
+    """How many contexts it was asked to connect, itself or one behind it."""
+    blocks: list[range] = dataclasses.field(default_factory=list)
+    """The ids that it may give to them."""
+    strays: int = 0
+    logged: bool = False
+    cut: bool = False
+
+
+class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is not typed
+    """
+    A router whose hosts can reach the agent alone, and there no more than they need.
+
+    :param broker: The broker to use.
+    :param max_message_size: How large a message may be, in bytes.
+    """
+
+    # Its hosts may message nobody but the agent: mitogen checks it too, here and on each hop.
+    unidirectional = True
+
+    def __init__(self, broker: mitogen.master.Broker, max_message_size: int) -> None:
+        self._guests: dict[mitogen.core.Stream, _Guest] = {}
+        super().__init__(broker, max_message_size=max_message_size)
+        self.forwarded = ForwardedLog()
+        self.served = ServedModules(self)
+        core, monitor = mitogen.core, self.route_monitor
+        for handle, handler in (
+            (core.ADD_ROUTE, self._checked_route(monitor._on_add_route)),
+            (core.DEL_ROUTE, self._checked_route(monitor._on_del_route)),
+            (core.ALLOCATE_ID, self._on_allocate_id),
+            (core.FORWARD_LOG, self._on_forward_log),
+        ):
+            self.add_handler(handler, handle=handle, overwrite=True)
+        # A host that says it detaches would be left running when its connection ends.
+        self.del_handler(core.DETACHING)
+
+    # Connecting, on the caller's thread
+
+    def _connect(self, klass: type[Any], **options: Any) -> mitogen.parent.Context:
+        return super()._connect(guarded(klass), **options)  # type: ignore[arg-type]  # a class can be hashed
+
+    def proxy_connect(
+        self,
+        via_context: Any,
+        method_name: str,
+        name: str | None = None,
+        **options: Any,
+    ) -> mitogen.parent.Context:
+        """As mitogen's own, but that a hop can't pass off another host as the one behind it."""
+        hop: mitogen.core.Stream = self.stream_by_id(via_context.context_id)
+        guest = self._guests.get(hop)
+        if guest is None:
+            raise mitogen.core.StreamError(mitogen.core.Router.respondent_disconnect_msg)
+        guest.connects += 1
+        answer = via_context.call(
+            mitogen.parent._proxy_connect,
+            name=name,
+            method_name=method_name,
+            kwargs=mitogen.core.Kwargs(options),
+        )
+        new, its_name = self._new_behind(guest, answer)
+        if self._stream_by_id.get(new) is not hop:
+            raise mitogen.core.StreamError(mitogen.core.Router.respondent_disconnect_msg)
+        context = self.context_by_id(new, via_id=via_context.context_id)
+        context.via = via_context
+        context.name = f"{via_context.name}.{its_name}"
+        return context
+
+    def _new_behind(self, guest: _Guest, answer: object) -> tuple[int, str]:
+        if not isinstance(answer, dict):
+            raise mitogen.core.StreamError(f"{guest.name} answered nonsense when it was to connect")
+        if isinstance(answer.get("msg"), str):
+            # What came through a terminal ends its lines as terminals do.
+            text = answer["msg"].replace("\r\n", "\n").rstrip("\r")
+            raise mitogen.core.StreamError(bounded_text(text, 100_000))
+        new, name = answer.get("id"), answer.get("name")
+        if type(new) is not int or not any(new in block for block in guest.blocks):
+            raise mitogen.core.StreamError(f"{guest.name} named a context that is not its own")
+        return new, bounded_text(str(name), 200)
+
+    # On the broker's thread
+
+    def register(self, context: mitogen.parent.Context, stream: mitogen.core.Stream) -> None:
+        """As mitogen's own, which calls it for each connection that is complete."""
+        guest = _Guest(context.context_id, context.name or str(context.context_id))
+        self._guests[stream] = guest
+        super().register(context, stream)
+        mitogen.core.listen(stream, "disconnect", lambda: self._on_gone(stream))
+
+    def _on_respondent_disconnect(self, context: mitogen.parent.Context) -> None:
+        """As mitogen's own, which ends the broker when one handler removes another of the host."""
+        for handle in self._handles_by_respondent.pop(context, ()):
+            _, handler, _, _ = self._handle_map.pop(handle, (None,) * 4)
+            if handler is not None:
+                handler(mitogen.core.Message.dead(self.respondent_disconnect_msg))
+
+    def _on_gone(self, stream: mitogen.core.Stream) -> None:
+        guest = self._guests.pop(stream, None)
+        if guest is None:
+            return
+        self.forwarded.end(guest.id)
+        self.served.forget(guest.id)
+
+        def forget() -> None:
+            for known in list(self._context_by_id):
+                if known == guest.id or any(known in block for block in guest.blocks):
+                    self._context_by_id.pop(known, None)
+
+        # Later: those who watch the stream look its contexts up, to tell them.
+        self.broker.defer(forget)
+
+    def _async_route(
+        self, msg: mitogen.core.Message, in_stream: mitogen.core.Stream | None = None
+    ) -> None:
+        if type(msg) is mitogen.core.Message:
+            msg.__class__ = QuietMessage
+        if in_stream is not None:
+            guest = self._guests.get(in_stream)
+            if guest is None or guest.cut:
+                return
+            trouble = self._trouble_with(msg, in_stream)
+            if trouble:
+                self._on_stray(msg, in_stream, guest, trouble)
+                return
+        super()._async_route(msg, in_stream)
+
+    def _trouble_with(self, msg: mitogen.core.Message, stream: mitogen.core.Stream) -> str:
+        """What is wrong with a message that came on a stream, empty when nothing is."""
+        if msg.dst_id != mitogen.context_id:
+            return "for another than its agent"
+        routes = self._stream_by_id
+        if routes.get(msg.src_id) is not stream or routes.get(msg.auth_id) is not stream:
+            return "in the name of another"
+        known = self._handle_map.get(msg.handle)
+        if known is None:
+            return "that nothing waits for"
+        respondent = known[3]
+        if respondent is None:
+            return ""
+        # The end of a context behind a hop is told by the hop.
+        source = respondent.context_id if not msg.is_dead else msg.src_id
+        if msg.src_id != source or routes.get(respondent.context_id) is not stream:
+            return "in answer to a call that was made to another"
+        return ""
+
+    def stray(self, host: int, what: str, *, log: bool = True) -> None:
+        """
+        Count a message that a host should not have sent; cut the host off when there are too many.
+
+        :param host: The id of the context next to the agent.
+        :param what: What is wrong with the message, to complete "it sent a message …".
+        :param log: Whether to log the first one.
+        """
+        stream = self._stream_by_id.get(host)
+        guest = self._guests.get(stream)
+        if guest is not None:
+            self._count_stray(stream, guest, what, log=log)
+
+    def _on_stray(
+        self,
+        msg: mitogen.core.Message,
+        stream: mitogen.core.Stream,
+        guest: _Guest,
+        trouble: str,
+    ) -> None:
+        if msg.reply_to and not msg.is_dead and not guest.strays > MOST_STRAYS:
+            # One reason for all: another would tell which ids and handles are in use.
+            refusal = mitogen.core.Message.dead(
+                "refused: a host reaches only its agent, and what that waits for",
+                dst_id=msg.src_id,
+                handle=msg.reply_to,
+            )
+            if self._stream_by_id.get(msg.src_id) is stream:
+                stream.protocol._send(refusal)
+        self._count_stray(stream, guest, trouble)
+
+    def _count_stray(
+        self, stream: mitogen.core.Stream, guest: _Guest, what: str, *, log: bool = True
+    ) -> None:
+        guest.strays += 1
+        if log and not guest.logged:
+            guest.logged = True
+            LOGGER.warning("Host %s sent a message %s: refused.", guest.name, what)
+        elif guest.strays > MOST_STRAYS and not guest.cut:
+            guest.cut = True
+            LOGGER.error(
+                "Host %s sent more than %d messages that were refused, the last one %s:"
+                " it is cut off.",
+                guest.name,
+                MOST_STRAYS,
+                what,
+            )
+            self.broker.defer(stream.on_disconnect, self.broker)
+
+    def guest_of(self, msg: mitogen.core.Message) -> _Guest | None:
+        """
+        :param msg: A message that was received.
+        :return: The host at the other end of the stream on which it came.
+        """
+        return self._guests.get(self._stream_by_id.get(msg.src_id))
+
+    def _checked_route(self, handler: Any) -> Any:
+        def on_route(msg: mitogen.core.Message) -> None:
+            guest = self.guest_of(msg)
+            if guest is None or msg.is_dead:
+                return
+            number, _, name = msg.data[:_MOST_ROUTE_BYTES].partition(b":")
+            target = int(number) if number.isdigit() and len(number) <= 10 else -1
+            if (
+                len(msg.data) > _MOST_ROUTE_BYTES
+                or msg.src_id != guest.id
+                or not any(target in block for block in guest.blocks)
+            ):
+                self.stray(guest.id, "about a context that is not its own")
+                return
+            # As text for sure: the handler decodes it.
+            tail = b":" + name.decode("utf-8", "replace").encode() if name else b""
+            msg.data = number + tail
+            handler(msg)
+
+        return on_route
+
+    def _on_allocate_id(self, msg: mitogen.core.Message) -> None:
+        guest = self.guest_of(msg)
+        if guest is None or msg.is_dead:
+            return
+        # Each context that it is to connect may be the first of one more hop behind it.
+        if len(guest.blocks) >= guest.connects:
+            self.stray(guest.id, "to get ids, which it was given no use for")
+            msg.reply(mitogen.core.Message.dead("refused"))
+            return
+        first, end = self.id_allocator.allocate_block()
+        guest.blocks.append(range(first, end))
+        msg.reply((first, end))
+
+    def _on_forward_log(self, msg: mitogen.core.Message) -> None:
+        guest = self.guest_of(msg)
+        if guest is not None and not msg.is_dead:
+            self.forwarded.log(guest.id, guest.name, msg.data)

@@ -1,0 +1,184 @@
+"""Every environment variable, timeout and limit of the agent's side, each with its meaning.
+
+The variables are read here and nowhere else, at each use, so that a change takes effect at once.
+"""
+
+import functools
+import logging
+import math
+import os
+from typing import Final, NamedTuple
+
+LOGGER = logging.getLogger("inmanta_plugins.mitogen")
+
+# Environment variables
+
+LOGGED_VALUE_MAX_LEN_ENV_VAR: Final = "INMANTA_MITOGEN_LOGGED_VALUE_MAX_LEN"
+"""The variable with the maximum length of a logged value, in characters of its JSON text."""
+DEFAULT_LOGGED_VALUE_MAX_LEN: Final = 50
+
+LOGGED_TRUNCATED_VALUE_ENV_VAR: Final = "INMANTA_MITOGEN_LOGGED_TRUNCATED_VALUE_SUFFIX"
+"""The variable with the text that ends a truncated logged value."""
+DEFAULT_LOGGED_TRUNCATED_VALUE_SUFFIX: Final = "<...>"
+
+CALL_TIMEOUT_ENV_VAR: Final = "INMANTA_MITOGEN_CALL_TIMEOUT"
+"""The variable with the seconds that each remote call may take; no limit by default."""
+
+MAX_SIZE_ENV_VAR: Final = "INMANTA_MITOGEN_MAX_SIZE"
+"""The variable with the maximum size of a file that is read or of a command's output, in bytes."""
+DEFAULT_MAX_SIZE: Final = 1 << 30
+
+MAX_MESSAGE_SIZE_ENV_VAR: Final = "INMANTA_MITOGEN_MAX_MESSAGE_SIZE"
+"""The variable with the maximum size of one message to or from a host, in bytes."""
+DEFAULT_MAX_MESSAGE_SIZE: Final = 128 << 20
+# A lower one, and the source of a module would not fit.
+LEAST_MAX_MESSAGE_SIZE: Final = 1 << 20
+
+CHECK_HOST_KEYS_ENV_VAR: Final = "INMANTA_MITOGEN_CHECK_HOST_KEYS"
+"""The variable with the host key policy of all implicit contexts; ``ignore`` by default."""
+CHECK_HOST_KEYS: Final = ("enforce", "accept", "ignore")
+"""The host key policies of mitogen."""
+
+# Limits
+
+MAX_HOPS: Final = 64
+"""The most hops of a context: how deep ``via`` may be nested."""
+LONGEST_DETAIL: Final = 8_000
+"""How much an exception shows of what a host wrote, in characters."""
+
+# Timeouts, in seconds
+
+SECONDS_BETWEEN_CHECKS: Final = 5.0
+"""How often a call without a deadline checks that its connection is still there."""
+HOP_GRACE: Final = 5.0
+"""How much longer than its own ``connect_timeout`` the answer of a hop may take."""
+HOP_LEAVE_TIMEOUT: Final = 5.0
+"""How long the last user of a hop waits for the end of its interpreter."""
+LEAVE_TIMEOUT: Final = 0.5
+"""How long an interpreter that is terminated may take to end by itself."""
+
+
+class SettingError(ValueError):
+    """An environment variable of this module has an invalid value; the text says what is valid."""
+
+
+def call_timeout() -> float | None:
+    """
+    Return the seconds that :data:`CALL_TIMEOUT_ENV_VAR` gives to each remote call.
+
+    :return: None when it is unset or empty.
+    :raises SettingError: It is not a number above 0.
+    """
+    text = os.environ.get(CALL_TIMEOUT_ENV_VAR, "").strip()
+    if not text:
+        return None
+    try:
+        return checked_call_timeout(float(text))
+    except ValueError:
+        raise SettingError(
+            f"The environment variable {CALL_TIMEOUT_ENV_VAR} is {text!r}: set it to the seconds"
+            " that a remote call may take, a number above 0, or unset it for no limit."
+        ) from None
+
+
+def checked_call_timeout(seconds: float) -> float:
+    """
+    Return a valid call timeout as it is.
+
+    :param seconds: The seconds that a remote call may take.
+    :raises ValueError: It is not a finite number above 0.
+    """
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ValueError(f"call_timeout is {seconds!r}: it must be a number of seconds above 0")
+    return float(seconds)
+
+
+def max_size() -> int:
+    """
+    Return the maximum size that :data:`MAX_SIZE_ENV_VAR` gives to a file that is read and to the
+    output of a command, in bytes.
+
+    :raises SettingError: It is not a whole number above 0.
+    """
+    return _bytes(MAX_SIZE_ENV_VAR, DEFAULT_MAX_SIZE, 1)
+
+
+def max_message_size() -> int:
+    """
+    Return the maximum size that :data:`MAX_MESSAGE_SIZE_ENV_VAR` gives to one message, in bytes.
+
+    It limits what a host can make the agent hold for one call, and what one call can carry.
+
+    :raises SettingError: It is not a whole number, or less than 1 MiB.
+    """
+    return _bytes(MAX_MESSAGE_SIZE_ENV_VAR, DEFAULT_MAX_MESSAGE_SIZE, LEAST_MAX_MESSAGE_SIZE)
+
+
+def _bytes(variable: str, default: int, least: int) -> int:
+    text = os.environ.get(variable, "").strip()
+    if not text:
+        return default
+    if text.isascii() and text.isdigit() and len(text) < 20 and int(text) >= least:
+        return int(text)
+    raise SettingError(
+        f"The environment variable {variable} is {text!r}: set it to a number of bytes, at least"
+        f" {least}, or unset it for {default}."
+    )
+
+
+def check_host_keys() -> str | None:
+    """
+    Return the host key policy that :data:`CHECK_HOST_KEYS_ENV_VAR` gives to implicit contexts.
+
+    :return: One of :data:`CHECK_HOST_KEYS`; None when it is unset.
+    :raises SettingError: It is anything else.
+    """
+    policy = os.environ.get(CHECK_HOST_KEYS_ENV_VAR)
+    if policy is not None and policy not in CHECK_HOST_KEYS:
+        raise SettingError(
+            f"The environment variable {CHECK_HOST_KEYS_ENV_VAR} has to be one of"
+            f" {', '.join(CHECK_HOST_KEYS)}, not {policy[:80]!r}"
+        )
+    return policy
+
+
+class LoggedValues(NamedTuple):
+    """
+    How values are logged.
+
+    :param max_len: The maximum length of a logged value, in characters of its JSON text.
+    :param suffix: The end of a truncated one.
+    """
+
+    max_len: int
+    suffix: str
+
+
+def logged_values() -> LoggedValues:
+    """
+    Return how values are logged. An invalid maximum length is reported once, and the default used.
+    """
+    return _logged_values(
+        os.environ.get(LOGGED_VALUE_MAX_LEN_ENV_VAR),
+        os.environ.get(LOGGED_TRUNCATED_VALUE_ENV_VAR, DEFAULT_LOGGED_TRUNCATED_VALUE_SUFFIX),
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _logged_values(max_len: str | None, suffix: str) -> LoggedValues:
+    if max_len is None:
+        return LoggedValues(DEFAULT_LOGGED_VALUE_MAX_LEN, suffix)
+    try:
+        number = int(max_len)
+    except ValueError:
+        number = -1
+    if number < 0:
+        LOGGER.warning(
+            "The environment variable %s has to be a number of characters, 0 or more, not %r:"
+            " logged values are truncated to %d characters instead.",
+            LOGGED_VALUE_MAX_LEN_ENV_VAR,
+            max_len,
+            DEFAULT_LOGGED_VALUE_MAX_LEN,
+        )
+        number = DEFAULT_LOGGED_VALUE_MAX_LEN
+    return LoggedValues(number, suffix)

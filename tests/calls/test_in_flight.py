@@ -1,0 +1,246 @@
+"""Calls that are submitted: each as if it were made alone, and many of them in one message."""
+
+import concurrent.futures
+import pathlib
+import threading
+
+import far_side
+import pytest
+
+from inmanta_mitogen.dispatch import PACK
+from inmanta_plugins.mitogen import (
+    CallTimeoutError,
+    Proxy,
+    RemoteException,
+    settings,
+)
+from inmanta_plugins.mitogen.connections import hub as connect
+from support import LOCAL, Recorder, together
+
+
+def test_submitted_calls_give_their_results_in_order(proxy: Proxy, recorder: Recorder) -> None:
+    futures = [proxy.submit(far_side.echo, number, key=number) for number in range(300)]
+    assert [future.result(60) for future in futures] == [
+        [[number], {"key": number}] for number in range(300)
+    ]
+    assert [call["kwargs"] for call in recorder.calls] == [{"key": n} for n in range(300)]
+    assert {str(call["function"]) for call in recorder.calls} == {"far_side.echo"}
+    assert all("result" in call for call in recorder.calls)
+
+
+def test_many_calls_in_flight_take_one_thread(proxy: Proxy) -> None:
+    before = threading.active_count()
+    futures = [proxy.submit(far_side.nap, 0.005) for _ in range(100)]
+    assert threading.active_count() - before <= 1
+    assert len(concurrent.futures.wait(futures, timeout=60).done) == 100
+
+
+def test_a_submitted_call_raises_what_a_remote_call_would(proxy: Proxy, recorder: Recorder) -> None:
+    failing = proxy.submit(far_side.fail, "oops")
+    working = proxy.submit(far_side.echo, 1)
+    with pytest.raises(RemoteException, match="oops") as raised:
+        failing.result(60)
+    assert raised.value.remote_type == "builtins.ValueError"
+    assert working.result(60) == [[1], {}]
+    assert "oops" in str(recorder.calls[0]["exception"])
+    with pytest.raises(TypeError, match="it is a lambda"):
+        proxy.submit(lambda: None).result(60)
+    with pytest.raises(TypeError, match="argument 1 of far_side.echo"):
+        proxy.submit(far_side.echo, object()).result(60)
+    with pytest.raises(RuntimeError, match="not connected"):
+        Proxy(dict(LOCAL)).submit(far_side.echo).result(60)
+
+
+def test_a_submitted_call_can_not_be_cancelled(proxy: Proxy) -> None:
+    future = proxy.submit(far_side.echo, 1)
+    assert not future.cancel()
+    assert future.result(60) == [[1], {}]
+
+
+def test_calls_in_flight_when_the_host_is_lost_fail_and_are_not_repeated(
+    proxy: Proxy, recorder: Recorder, tmp_path: pathlib.Path
+) -> None:
+    traces = [tmp_path / f"trace-{number}" for number in range(5)]
+    futures = [proxy.submit(far_side.note_and_die, str(trace)) for trace in traces]
+    for future in futures:
+        with pytest.raises(RemoteException, match="the connection was lost"):
+            future.result(60)
+    # One that was submitted after the loss may have run as well, on a new connection.
+    assert traces[0].read_text() == "ran\n"
+    assert {trace.read_text() for trace in traces if trace.exists()} == {"ran\n"}
+    assert ["exception" in call for call in recorder.calls] == [True] * 5
+    assert proxy.submit(far_side.echo, 1).result(60) == [[1], {}]
+
+
+def test_a_submitted_call_that_takes_too_long_is_given_up() -> None:
+    with Proxy(dict(LOCAL), call_timeout=1.0) as proxy:
+        proxy.remote_call(far_side.echo)
+        futures = [proxy.submit(far_side.nap, 600), proxy.submit(far_side.echo, 1)]
+        with pytest.raises(CallTimeoutError, match=r"far_side\.nap did not end"):
+            futures[0].result(60)
+        with pytest.raises(RemoteException):
+            futures[1].result(60)
+        assert proxy.submit(far_side.echo, 1).result(60) == [[1], {}]
+
+
+def test_calls_in_flight_end_with_the_connection(proxy: Proxy) -> None:
+    futures = [proxy.submit(far_side.nap, 600) for _ in range(3)]
+    proxy.disconnect(timeout=0.1, best_effort=True)
+    for future in futures:
+        with pytest.raises(RemoteException):
+            future.result(60)
+    proxy.connect()
+    assert proxy.submit(far_side.echo, 1).result(60) == [[1], {}]
+
+
+# In one message
+
+
+@pytest.fixture
+def posted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the messages that were sent."""
+    sizes: list[int] = []
+    post = connect.Connection.post
+
+    def counting(self: connect.Connection, message: object) -> None:
+        sizes.append(len(message.data))  # type: ignore[attr-defined]  # mitogen is not typed
+        post(self, message)
+
+    monkeypatch.setattr(connect.Connection, "post", counting)
+    return sizes
+
+
+def test_calls_that_come_together_travel_in_one_message(proxy: Proxy, posted: list[int]) -> None:
+    with together(proxy):
+        futures = [proxy.submit(far_side.echo, number) for number in range(100)]
+    assert [future.result(60) for future in futures] == [[[n], {}] for n in range(100)]
+    assert len(posted) == 1
+
+
+def test_large_calls_do_not_become_one_larger_message(proxy: Proxy, posted: list[int]) -> None:
+    large = "x" * (PACK // 3)
+    with together(proxy):
+        futures = [proxy.submit(far_side.echo, large, number) for number in range(10)]
+    assert [future.result(60) for future in futures] == [[[large, n], {}] for n in range(10)]
+    assert len(posted) == 5
+    assert max(posted) < PACK * 1.1
+
+
+def test_large_results_come_back_in_order(proxy: Proxy) -> None:
+    sizes = [PACK * 2, 1, PACK // 2, PACK // 2, 1, PACK * 3]
+    with together(proxy):
+        futures = [proxy.submit(far_side.large, size) for size in sizes]
+    assert [len(future.result(60)) for future in futures] == sizes
+
+
+def test_an_answer_does_not_wait_for_the_calls_behind_it(proxy: Proxy) -> None:
+    with together(proxy):
+        quick = proxy.submit(far_side.echo, "quick")
+        hanging = proxy.submit(far_side.nap, 600)
+    assert quick.result(60) == [["quick"], {}]
+    assert not hanging.done()
+    proxy.disconnect(timeout=0.1, best_effort=True)
+    with pytest.raises(RemoteException):
+        hanging.result(60)
+
+
+def test_each_of_several_calls_fails_for_itself(proxy: Proxy) -> None:
+    with together(proxy):
+        failing = proxy.submit(far_side.fail, "oops")
+        unsendable = proxy.submit(far_side.unsendable)
+        unreadable = proxy.submit(far_side.unreadable)
+        fine = proxy.submit(far_side.echo, "fine")
+    with pytest.raises(RemoteException, match="oops") as raised:
+        failing.result(60)
+    assert raised.value.remote_type == "builtins.ValueError"
+    with pytest.raises(RemoteException, match="cannot be sent to the agent"):
+        unsendable.result(60)
+    with pytest.raises(RemoteException, match="cannot be read"):
+        unreadable.result(60)
+    assert fine.result(60) == [["fine"], {}]
+
+
+def test_a_call_has_the_arguments_of_when_it_was_submitted(proxy: Proxy) -> None:
+    numbers = [1]
+    with together(proxy):
+        future = proxy.submit(far_side.echo, numbers)
+        numbers.append(2)
+    assert future.result(60) == [[[1]], {}]
+
+
+def test_what_fits_in_a_message_is_carried_and_more_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    most = 1024 * 1024
+    monkeypatch.setenv(settings.MAX_MESSAGE_SIZE_ENV_VAR, str(most))
+    with Proxy(dict(LOCAL)) as proxy:
+        assert len(proxy.submit(far_side.echo, "x" * (most - 2000)).result(60)[0][0]) == most - 2000
+        with pytest.raises(ValueError, match="move the content with Proxy.put"):
+            proxy.submit(far_side.echo, "x" * most).result(60)
+        assert len(proxy.submit(far_side.large, most - 2000).result(60)) == most - 2000
+        with pytest.raises(RemoteException, match=r"a message carries at most"):
+            proxy.submit(far_side.large, most).result(60)
+
+
+def test_what_can_not_be_sent_fails_its_own_calls_and_no_others(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = proxy.remote_call(far_side.pid)
+
+    def no_room(self: connect.Connection, message: object) -> None:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(connect.Connection, "post", no_room)
+        for future in [proxy.submit(far_side.echo, number) for number in range(3)]:
+            with pytest.raises(RemoteException, match="could not be sent.*no room"):
+                future.result(60)
+    assert proxy.submit(far_side.pid).result(60) == pid
+
+
+def lose_unseen(proxy: Proxy) -> None:
+    """Ends the connection when the broker's thread gets to it, and not before."""
+    assert proxy._connection is not None
+    link = proxy._connection.link
+    link.router.disconnect_stream(link.router.stream_by_id(link.context.context_id))
+
+
+def test_calls_that_never_left_are_made_once_over_a_new_connection(
+    proxy: Proxy, tmp_path: pathlib.Path
+) -> None:
+    pid = proxy.remote_call(far_side.pid)
+    notes = [tmp_path / f"note-{number}" for number in range(5)]
+    with together(proxy):
+        lose_unseen(proxy)
+        futures = [proxy.submit(far_side.note_and_nap, str(note), 0) for note in notes]
+    for future in futures:
+        future.result(60)
+    assert [note.read_text() for note in notes] == ["ran\n"] * 5
+    assert proxy.remote_call(far_side.pid) != pid
+    assert proxy._revivals == 1
+
+
+def test_calls_that_never_left_share_one_failure_to_connect_again(
+    proxy: Proxy, recorder: Recorder
+) -> None:
+    with together(proxy):
+        lose_unseen(proxy)
+        futures = [proxy.submit(far_side.echo, number) for number in range(5)]
+        proxy.serialized_context = {**LOCAL, "python_path": ["/nonexistent/python"]}
+    for future in futures:
+        with pytest.raises(RemoteException, match="/nonexistent/python"):
+            future.result(60)
+    assert proxy._revivals == 1
+    assert ["exception" in call for call in recorder.calls] == [True] * 5
+    proxy.serialized_context = LOCAL
+    assert proxy.submit(far_side.echo, "back").result(60) == [["back"], {}]
+
+
+def test_threads_that_submit_at_once_get_their_own_results(proxy: Proxy) -> None:
+    def submit_some(start: int) -> list[object]:
+        futures = [proxy.submit(far_side.echo, start + number) for number in range(200)]
+        return [future.result(60) for future in futures]
+
+    with concurrent.futures.ThreadPoolExecutor(5) as pool:
+        results = list(pool.map(submit_some, range(0, 1000, 200)))
+    assert [result for some in results for result in some] == [[[n], {}] for n in range(1000)]

@@ -1,0 +1,571 @@
+"""
+What of a value reaches the log.
+"""
+
+import array
+import collections
+import collections.abc
+import dataclasses
+import enum
+import functools
+import itertools
+import json
+import logging
+import pathlib
+import random
+import sys
+import threading
+import tracemalloc
+import types
+import typing
+import uuid
+
+import mitogen.core
+import pytest
+
+from inmanta_plugins.mitogen import settings
+from inmanta_plugins.mitogen.calls.log import truncate_logged_value
+
+HUGE = 50_000_000
+
+
+class SetLimit(typing.Protocol):
+    def __call__(self, limit: object, suffix: str = ...) -> None: ...
+
+
+@pytest.fixture
+def set_limit(monkeypatch: pytest.MonkeyPatch) -> SetLimit:
+    def set_both(limit: object, suffix: str = "<...>") -> None:
+        monkeypatch.setenv("INMANTA_MITOGEN_LOGGED_VALUE_MAX_LEN", str(limit))
+        monkeypatch.setenv("INMANTA_MITOGEN_LOGGED_TRUNCATED_VALUE_SUFFIX", suffix)
+
+    return set_both
+
+
+@pytest.fixture(autouse=True)
+def default_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(settings.LOGGED_VALUE_MAX_LEN_ENV_VAR, raising=False)
+    monkeypatch.delenv(settings.LOGGED_TRUNCATED_VALUE_ENV_VAR, raising=False)
+
+
+def assert_storable(value: object) -> None:
+    """
+    What PostgreSQL's jsonb takes, and what the orchestrator makes of it on the way there.
+    """
+    text = json.dumps(value, allow_nan=False)
+    text.encode()
+    assert json.loads(text) == value
+    for part in strings_of(value):
+        assert "\0" not in part
+        part.encode()  # a lone surrogate has no UTF-8
+
+
+def strings_of(value: object) -> collections.abc.Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings_of(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from strings_of(item)
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Number(enum.IntEnum):
+    ONE = 1
+
+
+class Word(enum.StrEnum):
+    YES = "yes"
+
+
+class Text(str):
+    pass
+
+
+class Point(typing.NamedTuple):
+    x: object
+    y: object
+
+
+@dataclasses.dataclass
+class Pair:
+    left: object
+    right: object = 1
+    hidden: object = dataclasses.field(default=None, repr=False)
+
+
+@pytest.mark.parametrize(
+    ("value", "logged"),
+    [
+        (None, None),
+        (True, True),
+        (1.5, 1.5),
+        (10**40, 10**40),
+        ("x" * 48, "x" * 48),
+        (Text("x"), "x"),
+        (Word.YES, "yes"),
+        (Number.ONE, 1),
+        ((1, (2, 3)), [1, [2, 3]]),
+        (Point(1, 2), [1, 2]),
+        ({"b": 1, "a": [2]}, {"b": 1, "a": [2]}),
+        ({None: 1, True: 2, 1.5: 3}, {"null": 1, "true": 2, "1.5": 3}),
+        (collections.OrderedDict(a=1), {"a": 1}),
+        (b"abc", "b'abc'"),
+        ([b"abc"], ["b'abc'"]),
+        (bytearray(b"ab"), "bytearray(b'ab')"),
+        (pathlib.PurePosixPath("/a"), "PurePosixPath('/a')"),
+        (Colour.RED, "<Colour.RED: 1>"),
+        ({1}, "{1}"),
+        (ValueError("x"), "ValueError('x')"),
+        (range(3), "range(0, 3)"),
+        (object, "<class 'object'>"),
+    ],
+)
+def test_a_value_whose_json_fits_is_logged_as_json_holds_it(value: object, logged: object) -> None:
+    result = truncate_logged_value(value)
+    assert result == logged
+    assert type(result) is type(logged)
+    assert_storable(result)
+
+
+@pytest.mark.parametrize(
+    ("value", "logged"),
+    [
+        ("x" * 60, '"' + "x" * 44 + "<...>"),
+        ("x" * 49, '"' + "x" * 44 + "<...>"),
+        (b"x" * 60, "\"b'" + "x" * 42 + "<...>"),
+        (list(range(40)), "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13<...>"),
+        ("é" * 30, '"' + "\\u00e9" * 7 + "\\u<...>"),
+        ({"key": {"n": "x" * 60}}, '{"key": {"n": "' + "x" * 30 + "<...>"),
+        (10**60, "1" + "0" * 44 + "<...>"),
+    ],
+)
+def test_a_longer_value_is_logged_as_json_text_of_exactly_the_limit(
+    value: object, logged: str
+) -> None:
+    assert truncate_logged_value(value) == logged
+    assert len(logged) == 50
+
+
+def plain_value(rng: random.Random, depth: int = 4) -> object:
+    """
+    What json.dumps takes without any help.
+    """
+    kinds: list[typing.Callable[[], object]] = [
+        lambda: rng.choice([None, True, False]),
+        lambda: rng.randint(-(10**30), 10**30),
+        lambda: rng.uniform(-1e300, 1e300),
+        lambda: "".join(rng.choices("ab \n\"'\\/éλ😀\x01\x7f", k=rng.randrange(12))),
+    ]
+    if depth:
+        kinds += [
+            lambda: [plain_value(rng, depth - 1) for _ in range(rng.randrange(4))],
+            lambda: {str(n): plain_value(rng, depth - 1) for n in range(rng.randrange(4))},
+        ]
+    return rng.choice(kinds)()
+
+
+def wild_value(rng: random.Random, depth: int = 4) -> object:
+    """
+    What comes along at worst.
+    """
+    leaves: list[object] = [
+        "a\0b",
+        "\ud800",
+        "\udcff" * rng.randrange(40),
+        float("nan"),
+        float("-inf"),
+        b"\0\xff" * rng.randrange(40),
+        10 ** rng.randrange(6000),
+        -(1 << rng.randrange(50_000)),
+        Unprintable(),
+        Colour.RED,
+        Text("\0"),
+        mitogen.core.Secret("hush"),
+        mitogen.core.Blob(b"hush"),
+        threading.Lock(),
+        iter([1]),
+        Pair,
+        memoryview(b"hush"),
+        array.array("d", [float("nan")]),
+    ]
+    if not depth:
+        return rng.choice(leaves)
+
+    def deeper() -> list[object]:
+        return [wild_value(rng, depth - 1) for _ in range(rng.randrange(4))]
+
+    containers: list[typing.Callable[[], object]] = [
+        deeper,
+        lambda: tuple(deeper()),
+        lambda: collections.deque(deeper()),
+        lambda: Pair(deeper(), wild_value(rng, depth - 1)),
+        lambda: Exception(*deeper()),
+        lambda: types.SimpleNamespace(a=wild_value(rng, depth - 1)),
+        lambda: dict(enumerate(deeper())),
+        lambda: {rng.choice(leaves[:8]): item for item in deeper()},
+        lambda: types.MappingProxyType(dict(enumerate(deeper()))),
+    ]
+    return rng.choice([lambda: rng.choice(leaves), *containers])()
+
+
+class Unprintable:
+    def __repr__(self) -> str:
+        raise ValueError("no text of mine")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_plain_values_are_logged_just_as_json_dumps_writes_them(
+    seed: int, set_limit: SetLimit
+) -> None:
+    rng = random.Random(seed)
+    for _ in range(50):
+        value = plain_value(rng)
+        limit, suffix = rng.randrange(120), rng.choice(["<...>", "", "…", "-" * 200])
+        set_limit(limit, suffix)
+        text = json.dumps(value)
+        if len(text) <= limit:
+            assert truncate_logged_value(value) == value
+        else:
+            end = suffix[:limit]
+            assert truncate_logged_value(value) == text[: limit - len(end)] + end
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_is_logged_can_be_stored_and_is_no_longer_than_the_limit(
+    seed: int, set_limit: SetLimit
+) -> None:
+    rng = random.Random(seed)
+    for _ in range(50):
+        value = wild_value(rng)
+        limit, suffix = rng.choice([0, 3, 50, 51, 5_000]), rng.choice(["<...>", "\udcff", "-" * 60])
+        set_limit(limit, suffix)
+        logged = truncate_logged_value(value)
+        assert_storable(logged)
+        assert len(json.dumps(logged)) <= limit or (
+            isinstance(logged, str) and len(logged) == limit
+        )
+        assert "hush" not in json.dumps(logged)
+
+
+@pytest.mark.parametrize(
+    ("value", "logged"),
+    [
+        ("a\0b", "a\\x00b"),
+        (["a\0b", {"\0": "\0"}], ["a\\x00b", {"\\x00": "\\x00"}]),
+        ("a\ud800", "a\\ud800"),
+        ("caf\udce9", "caf\\udce9"),
+        ("\ud83d\ude00", "\\ud83d\\ude00"),
+        (float("nan"), "nan"),
+        ([float("inf"), {float("nan"): float("-inf")}], ["inf", {"nan": "-inf"}]),
+        ({(1, "a"): 1, b"k": 2}, {"(1, 'a')": 1, "b'k'": 2}),
+        ([1 << 50_000, -(1 << 50_000)], ["<int of 50001 bits>", "<int of 50001 bits>"]),
+        ({1 << 50_000: 1}, {"<int of 50001 bits>": 1}),
+    ],
+    ids=itertools.count(),
+)
+def test_what_postgresql_refuses_is_replaced_by_how_python_writes_it(
+    value: object, logged: object
+) -> None:
+    assert truncate_logged_value(value) == logged
+    assert_storable(logged)
+
+
+def test_an_emoji_is_left_as_it_is() -> None:
+    assert truncate_logged_value("😀") == "😀"
+
+
+def test_an_int_is_logged_where_python_may_write_few_digits_only() -> None:
+    before = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(640)
+    try:
+        logged = truncate_logged_value([10**1000])
+    finally:
+        sys.set_int_max_str_digits(before)
+    assert logged == ["<int of 3322 bits>"]
+
+
+def test_keys_that_json_cannot_tell_apart_are_all_logged() -> None:
+    assert truncate_logged_value({1: "a", "1": "b"}) == {"1": "a", "1#2": "b"}
+    assert truncate_logged_value({"1#2": 0, 1: 1, "1": 2}) == {"1#2": 0, "1": 1, "1#3": 2}
+
+
+def test_secrets_and_blobs_show_their_mask_wherever_they_are(set_limit: SetLimit) -> None:
+    set_limit(500)
+    secret, blob = mitogen.core.Secret("hush"), mitogen.core.Blob(b"hush")
+    assert truncate_logged_value(secret) == "[secret]"
+    assert truncate_logged_value(blob) == "[blob: 4 bytes]"
+    assert truncate_logged_value({"p": [secret], secret: blob}) == {
+        "p": ["[secret]"],
+        "[secret]": "[blob: 4 bytes]",
+    }
+    assert truncate_logged_value({Point(secret, blob)}) == "{Point(x=[secret], y=[blob: 4 bytes])}"
+    for around in (Pair(secret), ValueError(secret), {secret}, collections.deque([secret])):
+        logged = truncate_logged_value(around)
+        assert "[secret]" in str(logged)
+        assert "hush" not in str(logged)
+
+
+def test_a_secret_that_is_longer_than_the_limit_shows_its_mask() -> None:
+    assert truncate_logged_value(mitogen.core.Secret("hush" * 100)) == "[secret]"
+
+
+@pytest.mark.parametrize("error", [ValueError, RecursionError, AttributeError, MemoryError])
+def test_a_value_without_a_text_is_logged_as_such(
+    error: type[Exception], set_limit: SetLimit
+) -> None:
+    class Mute:
+        def __repr__(self) -> str:
+            raise error("no text of mine")
+
+    set_limit(500)
+    note = f"<unprintable Mute: {error.__name__}>"
+    assert truncate_logged_value(Mute()) == note
+    assert truncate_logged_value(["a", Mute(), {Mute(): 1}]) == ["a", note, {note: 1}]
+    assert truncate_logged_value(Pair(Mute())) == f"Pair(left={note}, right=1)"
+
+
+def test_a_container_that_breaks_half_way_is_logged_as_such() -> None:
+    class Broken(dict[str, int]):
+        def items(self) -> typing.Any:
+            yield "a", 1
+            raise RuntimeError("changed size during iteration")
+
+    assert truncate_logged_value([1, Broken(), 2]) == [1, "<unprintable Broken: RuntimeError>", 2]
+
+
+def test_a_class_that_pretends_to_be_a_list_is_logged_by_its_repr() -> None:
+    class Pretender:
+        __class__ = list  # type: ignore[assignment]  # that is the pretence
+
+        def __repr__(self) -> str:
+            return "pretender"
+
+    assert truncate_logged_value([Pretender()]) == ["pretender"]
+
+
+def test_cycles_are_cut_where_they_close() -> None:
+    items: list[object] = [1]
+    items.append(items)
+    members: dict[str, object] = {}
+    members["self"] = members
+    pair = Pair(None)
+    pair.left = [pair]
+    assert truncate_logged_value(items) == [1, "[...]"]
+    assert truncate_logged_value(members) == {"self": "{...}"}
+    assert truncate_logged_value(pair) == "Pair(left=[...], right=1)"
+
+
+def test_a_value_that_is_there_twice_is_no_cycle() -> None:
+    twice = ["a"]
+    assert truncate_logged_value([twice, twice]) == [["a"], ["a"]]
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda v: [v], lambda v: {"k": v}, lambda v: collections.deque([v]), Pair, Exception]
+)
+def test_deep_nesting_is_cut_and_needs_no_deep_stack(
+    wrap: collections.abc.Callable[[object], object], set_limit: SetLimit
+) -> None:
+    set_limit(1_000_000)
+    value: object = 1
+    for _ in range(100_000):
+        value = wrap(value)
+    logged = json.dumps(truncate_logged_value(value))
+    assert 60 < len(logged) < 3_000
+    assert "..." in logged
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: "x" * HUGE,
+        lambda: Text("x" * HUGE),
+        lambda: b"x" * HUGE,
+        lambda: bytearray(HUGE),
+        lambda: memoryview(bytes(HUGE)),
+        lambda: array.array("b", bytes(HUGE)),
+        lambda: [0] * (HUGE // 8),
+        lambda: (0,) * (HUGE // 8),
+        lambda: dict.fromkeys(range(500_000)),
+        lambda: dict.fromkeys(range(500_000)).keys(),
+        lambda: types.MappingProxyType(dict.fromkeys(range(500_000))),
+        lambda: collections.Counter(range(500_000)),
+        lambda: set(range(500_000)),
+        lambda: frozenset(range(500_000)),
+        lambda: collections.deque([0]) * (HUGE // 8),
+        lambda: collections.UserList([0] * (HUGE // 8)),
+        lambda: {"x" * HUGE: 1},
+        lambda: {("x" * HUGE,): 1},
+        lambda: [[{"k": ["x" * HUGE]}]],
+        lambda: Point("x" * HUGE, 1),
+        lambda: {Point("x" * HUGE, 1)},
+        lambda: Pair("x" * HUGE),
+        lambda: types.SimpleNamespace(a="x" * HUGE),
+        lambda: ValueError("x" * HUGE),
+        lambda: functools.partial(print, "x" * HUGE),
+        lambda: collections.UserString("x" * HUGE).upper,
+        lambda: 1 << (8 * HUGE),
+        lambda: -(1 << (8 * HUGE)),
+    ],
+)
+def test_a_huge_value_is_cut_without_a_second_copy_of_it(
+    make: collections.abc.Callable[[], object],
+) -> None:
+    value = make()
+    truncate_logged_value(None)  # reads the settings
+    tracemalloc.start()
+    try:
+        logged = truncate_logged_value(value)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100_000
+    assert len(json.dumps(logged)) <= 70
+
+
+@pytest.mark.parametrize("base", [list, tuple, set, frozenset, collections.deque])
+def test_no_more_items_are_looked_at_than_the_limit_has_room_for(base: type) -> None:
+    looked_at = 0
+
+    class Counting(base):  # type: ignore[misc]  # mypy knows no variable bases
+        def __iter__(self) -> collections.abc.Iterator[object]:
+            nonlocal looked_at
+            for item in super().__iter__():
+                looked_at += 1
+                yield item
+
+    truncate_logged_value(Counting(range(1_000_000)))
+    assert 0 < looked_at <= 50
+
+
+def test_no_more_members_are_looked_at_than_the_limit_has_room_for() -> None:
+    looked_at = 0
+
+    class Counting(dict[int, int]):
+        def items(self) -> typing.Any:
+            nonlocal looked_at
+            for item in super().items():
+                looked_at += 1
+                yield item
+
+    truncate_logged_value(Counting.fromkeys(range(1_000_000), 0))
+    assert 0 < looked_at <= 50
+
+
+def test_an_endless_container_is_cut() -> None:
+    class Endless(list[int]):
+        def __iter__(self) -> collections.abc.Iterator[int]:
+            while True:
+                yield 7
+
+    assert truncate_logged_value(Endless()) == "[" + "7, " * 14 + "7,<...>"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ["a", 1],
+        (1,),
+        (),
+        {1},
+        set(),
+        frozenset({1}),
+        frozenset(),
+        collections.deque([1]),
+        collections.deque([1], maxlen=3),
+        {1: [2]},
+        {1: 2}.keys(),
+        {1: 2}.values(),
+        {1: 2}.items(),
+        types.MappingProxyType({1: 2}),
+        b"a'b",
+        bytearray(b'a"b'),
+        array.array("i", [1, 2]),
+        array.array("i"),
+        Pair([1], "b"),
+        Point(1, "b"),
+        types.SimpleNamespace(a=1, b="c"),
+        ValueError(),
+        ValueError("x"),
+        KeyError("x", 1),
+        collections.UserDict({1: 2}),
+        collections.UserList([1]),
+        collections.UserString("x"),
+        (1.5, None, True, 10**30, "it's", Colour.RED, pathlib.PurePosixPath("/")),
+    ],
+)
+def test_containers_show_what_their_own_repr_shows(value: object, set_limit: SetLimit) -> None:
+    set_limit(5_000)
+    # Inside a namespace each of them is written as Python does, not as JSON.
+    around = types.SimpleNamespace(value=value)
+    assert truncate_logged_value(around) == repr(around)
+
+
+def test_a_class_with_its_own_repr_shows_that(set_limit: SetLimit) -> None:
+    class Masked(bytes):
+        def __repr__(self) -> str:
+            return "masked"
+
+    @dataclasses.dataclass
+    class Quiet:
+        password: str
+
+        def __repr__(self) -> str:
+            return "quiet"
+
+    @dataclasses.dataclass(repr=False)
+    class Silent:
+        password: str
+
+    set_limit(500)
+    assert truncate_logged_value(Masked(b"hush")) == "masked"
+    assert truncate_logged_value([Quiet("hush")]) == ["quiet"]
+    assert "hush" not in str(truncate_logged_value(Silent("hush")))
+
+
+def test_the_variables_are_read_at_each_call(set_limit: SetLimit) -> None:
+    set_limit(10, "...")
+    assert truncate_logged_value("x" * 20) == '"xxxxxx...'
+    set_limit(12, "!")
+    assert truncate_logged_value("x" * 20) == '"xxxxxxxxxx!'
+
+
+@pytest.mark.parametrize(
+    ("limit", "logged"), [(0, ""), (1, "<"), (4, "<..."), (5, "<...>"), (6, '"<...>')]
+)
+def test_a_limit_shorter_than_the_suffix_cuts_the_suffix(
+    limit: int, logged: str, set_limit: SetLimit
+) -> None:
+    set_limit(limit)
+    assert truncate_logged_value("x" * 60) == logged
+
+
+def test_a_value_as_long_as_the_limit_is_not_cut(set_limit: SetLimit) -> None:
+    set_limit(5)
+    assert truncate_logged_value("xxx") == "xxx"
+    assert truncate_logged_value([1, 2]) == "<...>"
+
+
+@pytest.mark.parametrize("form", ["many-{}", "-1{}", "1.5{}", "{}x"])
+def test_a_limit_that_is_no_number_falls_back_to_the_default_with_one_warning(
+    form: str, set_limit: SetLimit, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrong = form.format(uuid.uuid4().int)  # none that was warned of before
+    set_limit(wrong)
+    with caplog.at_level(logging.WARNING):
+        assert truncate_logged_value("x" * 48) == "x" * 48
+        assert truncate_logged_value("x" * 60) == '"' + "x" * 44 + "<...>"
+        set_limit(30)
+        truncate_logged_value("x" * 60)
+        set_limit(wrong)
+        truncate_logged_value("x" * 60)
+    [record] = caplog.records
+    assert "INMANTA_MITOGEN_LOGGED_VALUE_MAX_LEN" in record.getMessage()
+    assert wrong in record.getMessage()

@@ -1,0 +1,561 @@
+"""What moves in chunks arrives whole or not at all, in bounded memory."""
+
+import collections.abc
+import concurrent.futures
+import contextlib
+import hashlib
+import os
+import pathlib
+import resource
+import signal
+import threading
+import time
+
+import far_side
+import far_transfer
+import pytest
+
+import support
+from inmanta_mitogen import chunks as host
+from inmanta_plugins.mitogen import (
+    CallTimeoutError,
+    Proxy,
+    RemoteException,
+    SettingError,
+    settings,
+)
+from inmanta_plugins.mitogen.calls import transfers as transfer
+from pytest_inmanta_mitogen import SshHost
+from support import LOCAL, Recorder
+
+MIB = 1 << 20
+OLD = b"old content"
+# More than the window, and no multiple of a chunk.
+LARGE = 4 * host.WINDOW + 12_345
+
+
+pytestmark = pytest.mark.usefixtures("idle_sockets")
+
+
+@pytest.fixture(scope="module")
+def content() -> bytes:
+    return os.urandom(LARGE)
+
+
+@pytest.fixture
+def local_file(tmp_path: pathlib.Path, content: bytes) -> pathlib.Path:
+    path = tmp_path / "local"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def far_file(tmp_path: pathlib.Path) -> pathlib.Path:
+    path = tmp_path / "far"
+    path.write_bytes(OLD)
+    return path
+
+
+def exchange(proxy: Proxy, function: collections.abc.Callable[..., object], *args: object) -> bytes:
+    """Reads from an end of the tests' own."""
+    taken = bytearray()
+
+    class Sink:
+        def write(self, chunk: bytes) -> None:
+            taken.extend(chunk)
+
+    def move(exchange: transfer.Exchange) -> None:
+        exchange.start(function, *args)
+        transfer.download(exchange, Sink(), 64 * MIB)
+
+    proxy._transfer(move, function, *args)
+    return bytes(taken)
+
+
+# Whole contents
+
+
+@pytest.mark.parametrize(
+    "size", [0, 1, host.SMALL, host.SMALL + 1, host.CHUNK * 3, host.WINDOW, LARGE]
+)
+def test_a_content_of_any_size_arrives_whole(
+    proxy: Proxy, tmp_path: pathlib.Path, content: bytes, size: int
+) -> None:
+    path, fetched = tmp_path / "far", tmp_path / "fetched"
+    wanted = content[:size]
+    proxy.put(str(path), wanted)
+    assert path.read_bytes() == wanted
+    assert proxy.read_binary(str(path)) == wanted
+    proxy.get_file(str(path), fetched)
+    assert fetched.read_bytes() == wanted
+    proxy.put_file(fetched, str(tmp_path / "copy"))
+    assert (tmp_path / "copy").read_bytes() == wanted
+
+
+def test_contents_and_outputs_may_exceed_what_one_message_carries(
+    proxy: Proxy, tmp_path: pathlib.Path
+) -> None:
+    size = proxy.context.router.max_message_size + 2 * MIB
+    wanted = os.urandom(1 * MIB) * (size // MIB)
+    path = str(tmp_path / "far")
+    proxy.put(path, wanted)
+    assert proxy.read_binary(path) == wanted
+    stdout, stderr, returncode = proxy.run("sh", ["-c", f"head -c {size} /dev/zero | tr '\\0' a"])
+    assert (len(stdout), stdout.strip("a"), stderr, returncode) == (size, "", "", 0)
+
+
+def test_output_in_chunks_is_told_apart_as_stdout_and_stderr(proxy: Proxy) -> None:
+    script = f"head -c {LARGE} /dev/zero | tr '\\0' a; head -c 300000 /dev/zero | tr '\\0' b >&2"
+    stdout, stderr, returncode = proxy.run("sh", ["-c", script + "; exit 3"])
+    assert (stdout, stderr, returncode) == ("a" * LARGE, "b" * 300_000, 3)
+
+
+def test_text_in_chunks_is_decoded_across_their_borders(
+    proxy: Proxy, tmp_path: pathlib.Path
+) -> None:
+    text = "a" + "é€😀\r\n" * (MIB // 8)
+    (tmp_path / "text").write_bytes(text.encode())
+    assert proxy.read(str(tmp_path / "text")) == text
+
+
+@pytest.mark.parametrize("size", [10, LARGE])
+def test_text_that_is_no_utf8_is_refused_by_the_host(
+    proxy: Proxy, tmp_path: pathlib.Path, size: int
+) -> None:
+    (tmp_path / "raw").write_bytes(b"a" * size + b"\xff")
+    with pytest.raises(RemoteException, match="read_binary gives its bytes") as raised:
+        proxy.read(str(tmp_path / "raw"))
+    assert raised.value.remote_type == "builtins.UnicodeDecodeError"
+    assert proxy.remote_call(far_side.echo, 1) == [[1], {}]
+
+
+def test_files_without_a_size_are_read_to_their_end(proxy: Proxy, tmp_path: pathlib.Path) -> None:
+    assert proxy.read("/proc/self/cmdline").split("\0")[0]
+    proxy.get_file("/proc/version", tmp_path / "version")
+    assert (tmp_path / "version").read_text() == pathlib.Path("/proc/version").read_text()
+
+
+def test_contents_travel_over_ssh_with_and_without_compression(
+    mitogen_ssh_host: SshHost, tmp_path: pathlib.Path, content: bytes
+) -> None:
+    for compression in (True, False):
+        with Proxy(mitogen_ssh_host.serialized(compression=compression)) as proxy:
+            path = str(tmp_path / f"far-{compression}")
+            proxy.put(path, content)
+            assert proxy.read_binary(path) == content
+
+
+@support.requires_root
+@support.requires("sudo")
+def test_contents_travel_through_a_hop(
+    mitogen_ssh_host: SshHost, tmp_path: pathlib.Path, local_file: pathlib.Path, content: bytes
+) -> None:
+    python = mitogen_ssh_host.python_path
+    via = mitogen_ssh_host.serialized()
+    context = {"method_name": "sudo", "name": "", "python_path": python, "via": via}
+    with Proxy(context) as proxy:
+        proxy.put_file(local_file, str(tmp_path / "far"))
+        assert proxy.hash_file(str(tmp_path / "far")) == hashlib.sha1(content).hexdigest()
+        proxy.get_file(str(tmp_path / "far"), tmp_path / "back")
+        assert (tmp_path / "back").read_bytes() == content
+
+
+def test_contents_travel_to_the_oldest_python(tmp_path: pathlib.Path, content: bytes) -> None:
+    oldest = support.find_interpreters()[0]
+    with Proxy({**LOCAL, "python_path": [oldest.path]}) as proxy:
+        proxy.put(str(tmp_path / "far"), content)
+        assert proxy.read_binary(str(tmp_path / "far")) == content
+        assert proxy.run("cat", [str(tmp_path / "far")])[2] == 0
+
+
+def test_threads_transfer_through_one_proxy_at_once(
+    proxy: Proxy, tmp_path: pathlib.Path, content: bytes
+) -> None:
+    def there_and_back(number: int) -> bool:
+        wanted = content[number:]
+        proxy.put(str(tmp_path / str(number)), wanted)
+        return proxy.read_binary(str(tmp_path / str(number))) == wanted
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(there_and_back, range(8)))
+
+
+# Memory
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
+def test_files_of_any_size_take_little_memory_on_both_ends(
+    proxy: Proxy, tmp_path: pathlib.Path
+) -> None:
+    large, back = tmp_path / "large", tmp_path / "back"
+    with large.open("wb") as file:
+        file.truncate(200 * MIB)
+    small = tmp_path / "small"
+    small.write_bytes(b"x" * (host.SMALL + 1))
+    for action in (
+        lambda path: proxy.put_file(path, str(tmp_path / "far")),
+        lambda path: proxy.get_file(str(path), back),
+    ):
+        action(small)  # so that what is needed for any transfer is loaded
+        here, there = (
+            far_transfer.forget_peak_memory(),
+            proxy.remote_call(far_transfer.forget_peak_memory),
+        )
+        action(large)
+        assert far_transfer.peak_memory() - here < 12 * MIB
+        assert proxy.remote_call(far_transfer.peak_memory) - there < 12 * MIB
+
+
+# The log
+
+
+def test_each_transfer_is_logged_once_like_any_call(
+    proxy: Proxy, recorder: Recorder, tmp_path: pathlib.Path, local_file: pathlib.Path
+) -> None:
+    path = str(tmp_path / "far")
+    proxy.put(path, b"x" * LARGE)
+    proxy.read_binary(path)
+    proxy.put_file(local_file, path)
+    proxy.get_file(path, tmp_path / "back")
+    with pytest.raises(RemoteException):
+        proxy.read(str(tmp_path / "missing"))
+    proxy.run("true")
+    assert [call["function"] for call in recorder.calls] == [
+        "inmanta_mitogen.put",
+        "inmanta_mitogen.read_binary",
+        "inmanta_mitogen.put",
+        "inmanta_mitogen.read_binary",
+        "inmanta_mitogen.read",
+        "inmanta_mitogen.run",
+    ]
+    assert all("result" in call for call in (*recorder.calls[:4], recorder.calls[5]))
+    assert "FileNotFoundError" in str(recorder.calls[4]["exception"])
+    for call in recorder.calls:
+        assert len(str(call["args"])) < 400
+
+
+# Progress
+
+
+def test_progress_tells_what_was_moved_and_how_much_there_is(
+    proxy: Proxy, tmp_path: pathlib.Path, local_file: pathlib.Path
+) -> None:
+    sent: list[tuple[int, int]] = []
+    received: list[tuple[int, int]] = []
+    path = str(tmp_path / "far")
+    proxy.put_file(local_file, path, progress=lambda *step: sent.append(step))
+    proxy.get_file(path, tmp_path / "back", progress=lambda *step: received.append(step))
+    for steps in (sent, received):
+        assert steps == sorted(steps)
+        assert len(steps) > 10
+        assert {total for _, total in steps} == {LARGE}
+        assert steps[-1] == (LARGE, LARGE)
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("size", [10, LARGE])
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_a_progress_callback_that_raises_leaves_the_old_files_as_they_were(
+    proxy: Proxy, tmp_path: pathlib.Path, far_file: pathlib.Path, size: int, at_the_end: bool
+) -> None:
+    local = tmp_path / "local"
+    local.write_bytes(b"x" * size)
+
+    def progress(moved: int, total: int) -> None:
+        if moved == total or not at_the_end:
+            raise StopError
+
+    with pytest.raises(StopError):
+        proxy.put_file(local, str(far_file), progress=progress)
+    assert proxy.read_binary(str(far_file)) == OLD
+    with pytest.raises(StopError):
+        proxy.get_file(str(local), far_file, progress=progress)
+    assert far_file.read_bytes() == OLD
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["far", "local"]
+
+
+# Bad input
+
+
+def test_a_local_file_that_is_not_there_or_no_file_is_refused_before_anything_is_sent(
+    proxy: Proxy, recorder: Recorder, tmp_path: pathlib.Path, far_file: pathlib.Path
+) -> None:
+    with pytest.raises(FileNotFoundError, match="missing"):
+        proxy.put_file(tmp_path / "missing", str(far_file))
+    with pytest.raises(IsADirectoryError):
+        proxy.put_file(tmp_path, str(far_file))
+    with pytest.raises(OSError, match="no regular file"):
+        proxy.put_file("/dev/null", str(far_file))
+    assert recorder.calls == []
+    assert proxy.read_binary(str(far_file)) == OLD
+
+
+def test_a_directory_in_the_place_of_the_file_is_refused(
+    proxy: Proxy, tmp_path: pathlib.Path, local_file: pathlib.Path, content: bytes
+) -> None:
+    for write in (
+        lambda: proxy.put_file(local_file, str(tmp_path)),
+        lambda: proxy.put(str(tmp_path), content),
+        lambda: proxy.read_binary(str(tmp_path)),
+        lambda: proxy.get_file(str(tmp_path), tmp_path / "back"),
+    ):
+        with pytest.raises(RemoteException) as raised:
+            write()
+        assert raised.value.remote_type == "builtins.IsADirectoryError"
+    with pytest.raises(IsADirectoryError):
+        proxy.get_file(str(local_file), tmp_path)
+    assert proxy.remote_call(far_side.echo) == [[], {}]
+
+
+def grow(path: pathlib.Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+def shrink(path: pathlib.Path) -> None:
+    os.truncate(path, LARGE - 100)
+
+
+def overwrite(path: pathlib.Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"other")
+
+
+@pytest.mark.parametrize("change", [grow, shrink, overwrite])
+def test_a_file_that_changes_while_it_is_moved_is_not_written(
+    proxy: Proxy,
+    far_file: pathlib.Path,
+    local_file: pathlib.Path,
+    change: collections.abc.Callable[[pathlib.Path], None],
+    content: bytes,
+) -> None:
+    def progress(moved: int, total: int) -> None:
+        if moved == host.CHUNK:
+            change(local_file)
+
+    with pytest.raises(OSError, match="was changed while it was read"):
+        proxy.put_file(local_file, str(far_file), progress=progress)
+    assert proxy.read_binary(str(far_file)) == OLD
+    local_file.write_bytes(content)
+    with pytest.raises(RemoteException, match="was changed while it was read"):
+        proxy.get_file(str(local_file), far_file, progress=progress)
+    assert far_file.read_bytes() == OLD
+
+
+def test_a_get_file_that_may_not_be_written_leaves_the_proxy_usable(
+    proxy: Proxy, local_file: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    with pytest.raises(FileNotFoundError):
+        proxy.get_file(str(local_file), tmp_path / "no" / "such" / "directory")
+    assert proxy.remote_call(far_side.echo) == [[], {}]
+
+
+# Faults on the host
+
+
+def test_a_put_that_the_host_has_no_room_for_keeps_the_old_file(
+    proxy: Proxy, far_file: pathlib.Path, content: bytes, local_file: pathlib.Path
+) -> None:
+    limits = (host.WINDOW, resource.RLIM_INFINITY)
+    proxy.remote_call(resource.setrlimit, int(resource.RLIMIT_FSIZE), limits)
+    for write in (
+        lambda: proxy.put(str(far_file), content),
+        lambda: proxy.put_file(local_file, str(far_file)),
+    ):
+        with pytest.raises(RemoteException, match="File too large"):
+            write()
+        assert proxy.read_binary(str(far_file)) == OLD
+
+
+def test_a_host_lost_in_a_transfer_is_an_error_and_not_tried_again(
+    proxy: Proxy, far_file: pathlib.Path, local_file: pathlib.Path, recorder: Recorder
+) -> None:
+    for move in (
+        lambda progress: proxy.put_file(local_file, str(far_file), progress=progress),
+        lambda progress: proxy.get_file(str(local_file), far_file, progress=progress),
+    ):
+        pid = proxy.remote_call(os.getpid)
+        begins: list[int] = []
+
+        def progress(moved: int, total: int, pid: int = pid, begins: list[int] = begins) -> None:
+            if moved <= host.CHUNK:
+                begins.append(moved)
+                os.kill(pid, signal.SIGKILL)
+
+        recorder.records.clear()
+        with pytest.raises(RemoteException, match="the connection was lost"):
+            move(progress)
+        assert len(begins) == 1
+        assert len(recorder.calls) == 1
+        assert far_file.read_bytes() == OLD
+        assert proxy.remote_call(os.getpid) != pid
+
+
+def test_a_transfer_is_bounded_by_the_call_timeout(tmp_path: pathlib.Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with Proxy(dict(LOCAL), call_timeout=1.0) as proxy:
+        proxy.remote_call(os.getpid)
+        with pytest.raises(CallTimeoutError, match=r"inmanta_mitogen\.read_binary did not end"):
+            proxy.read_binary(str(fifo))
+        assert proxy.remote_call(far_side.echo) == [[], {}]
+
+
+def test_a_transfer_given_up_before_it_begins_does_not_hold_up_the_host(
+    proxy: Proxy, tmp_path: pathlib.Path
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+
+    def move(exchange: transfer.Exchange) -> None:
+        exchange.start(host.send, str(fifo), max_size=None, text=False, steady=False)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        proxy._transfer(move, host.send)
+
+    def feed() -> None:
+        with contextlib.suppress(BrokenPipeError), open(fifo, "wb") as file:
+            file.write(bytes(LARGE))
+
+    writer = threading.Thread(target=feed, daemon=True)
+    writer.start()
+    # The host has to notice when it says where it listens: it answers the next call after that.
+    assert proxy.submit(far_side.echo, 7).result(timeout=60) == [[7], {}]
+
+
+# Limits
+
+
+def test_what_has_no_end_ends_at_the_limit(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    for read in (proxy.read, proxy.read_binary):
+        with pytest.raises(RemoteException, match=f"more than the {3 * MIB} bytes .* max_size"):
+            read("/dev/zero", max_size=3 * MIB)
+    monkeypatch.setenv(settings.MAX_SIZE_ENV_VAR, str(2 * MIB))
+    with pytest.raises(RemoteException, match=f"more than the {2 * MIB} bytes"):
+        proxy.read_binary("/dev/zero")
+    with pytest.raises(RemoteException, match=f"more than the {2 * MIB} bytes"):
+        proxy.run("head", ["-c", str(3 * MIB), "/dev/zero"])
+    with pytest.raises(RemoteException, match=f"'sh' has more than the {MIB} bytes .* was killed"):
+        proxy.run("sh", ["-c", "echo late; yes >&2"], max_size=MIB)
+    with pytest.raises(RemoteException, match="no regular file"):
+        proxy.get_file("/dev/zero", tmp_path / "zero")
+    assert proxy.read_binary("/etc/passwd", max_size=MIB)
+
+
+def test_a_file_within_the_limit_is_read(proxy: Proxy, local_file: pathlib.Path) -> None:
+    assert len(proxy.read_binary(str(local_file), max_size=LARGE)) == LARGE
+    with pytest.raises(RemoteException, match=f"more than the {LARGE - 1} bytes"):
+        proxy.read_binary(str(local_file), max_size=LARGE - 1)
+    with pytest.raises(RemoteException, match=f"more than the {LARGE - 1} bytes"):
+        proxy.get_file(str(local_file), local_file.with_name("back"), max_size=LARGE - 1)
+
+
+@pytest.mark.parametrize("text", ["many", "-1", "0", "1.5", "²"])
+def test_a_limit_that_is_no_number_is_named(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv(settings.MAX_SIZE_ENV_VAR, text)
+    with pytest.raises(SettingError, match=settings.MAX_SIZE_ENV_VAR):
+        proxy.read("/etc/passwd")
+
+
+# A host that does not keep to the rules
+
+
+def test_a_host_that_never_stops_is_cut_off_at_the_limit(proxy: Proxy) -> None:
+    with pytest.raises(RemoteException, match=f"more than the {64 * MIB} bytes"):
+        exchange(proxy, far_transfer.endless)
+    assert proxy.remote_call(far_side.echo) == [[], {}]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
+def test_a_host_that_floods_is_cut_off_before_it_fills_the_memory(proxy: Proxy) -> None:
+    release = threading.Event()
+
+    def move(exchange: transfer.Exchange) -> None:
+        exchange.start(far_transfer.flood, 200 * MIB // host.CHUNK)
+        assert exchange.begun() is not None
+        release.wait(60)
+        while exchange.next() is not None:
+            pass
+        exchange.result()
+
+    before = far_transfer.forget_peak_memory()
+
+    def look() -> None:
+        # It sends to a slow reader: by the time it has ended all of it has come.
+        with Proxy(dict(LOCAL)) as other:
+            other.remote_call(time.sleep, 1.0)
+        release.set()
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    with pytest.raises(RemoteException, match="more than was agreed"):
+        proxy._transfer(move, far_transfer.flood)
+    looker.join()
+    assert far_transfer.peak_memory() - before < 64 * MIB
+    assert proxy.remote_call(far_side.echo) == [[], {}]
+
+
+# However busy this machine is, none is farther than a minute.
+@pytest.mark.parametrize(("distance", "near", "on_the_way"), [("near", 60, 1), ("far", 0.1, 2)])
+def test_no_more_is_on_the_way_than_the_distance_asks_for(
+    proxy: Proxy,
+    tmp_path: pathlib.Path,
+    content: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    distance: str,
+    near: float,
+    on_the_way: int,
+) -> None:
+    monkeypatch.setattr(transfer, "_NEAR", near)
+    monkeypatch.setattr(host, "receive", far_transfer.hoard)
+    path = tmp_path / distance
+    proxy.put(str(path), content)
+    assert int(path.read_text()) * host.CHUNK == on_the_way * host.WINDOW // 2
+
+
+@pytest.mark.parametrize("function", [far_transfer.lie, far_transfer.lie_about_small])
+def test_a_sum_that_differs_is_an_error(
+    proxy: Proxy, function: collections.abc.Callable[..., object]
+) -> None:
+    with pytest.raises(RemoteException, match="sha1 differs"):
+        exchange(proxy, function)
+
+
+def test_a_put_whose_sum_differs_keeps_the_old_file(proxy: Proxy, far_file: pathlib.Path) -> None:
+    with pytest.raises(RemoteException, match="sha1 differs: nothing was written"):
+        proxy.remote_call(host.put_checked, str(far_file), b"new", "0" * 40)
+    assert far_file.read_bytes() == OLD
+
+
+@pytest.mark.parametrize(
+    "value", [None, 1, "x", [], ["a"], ("a", 1), (None, None), (b"a", b"b"), {"a": 1}]
+)
+def test_an_answer_of_another_form_is_an_error(proxy: Proxy, value: object) -> None:
+    with pytest.raises(RemoteException, match="cannot be right"):
+        exchange(proxy, far_transfer.answer, value)
+    assert proxy.remote_call(far_side.echo) == [[], {}]
+
+
+def test_a_transfer_that_begins_with_something_else_is_an_error(proxy: Proxy) -> None:
+    with pytest.raises(RemoteException, match="instead of the begin of a transfer"):
+        exchange(proxy, far_transfer.babble)
+    assert proxy.remote_call(far_side.echo) == [[], {}]
+
+
+def test_acknowledgements_that_are_none_are_an_error(proxy: Proxy) -> None:
+    def move(exchange: transfer.Exchange) -> None:
+        exchange.start(far_transfer.count_wrongly)
+        exchange.begun()
+        exchange.count()
+
+    with pytest.raises(RemoteException, match="instead of a count of bytes"):
+        proxy._transfer(move, far_transfer.count_wrongly)
+    assert proxy.remote_call(far_side.echo) == [[], {}]

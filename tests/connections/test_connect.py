@@ -1,0 +1,306 @@
+"""What the connections of a process share, and what a connection that fails leaves behind."""
+
+import collections.abc
+import concurrent.futures
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+
+import far_side
+import mitogen.core
+import mitogen.master
+import pytest
+
+import support
+from inmanta_plugins.mitogen import (
+    Cause,
+    ConnectError,
+    ContextError,
+    Proxy,
+    PythonNotFoundError,
+    RemoteException,
+    build_context,
+    context_hash,
+)
+from inmanta_plugins.mitogen.connections import link as links
+from pytest_inmanta_mitogen import SshHost, SshHostFactory
+
+LOCAL: dict[str, object] = {"method_name": "local", "name": "", "python_path": [sys.executable]}
+
+
+def behind(hop: dict[str, object], **options: object) -> dict[str, object]:
+    """A context of its own behind a hop, which needs no privileges."""
+    return {**LOCAL, **options, "via": hop}
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(idle_sockets: None) -> collections.abc.Iterator[None]:
+    before = support.Snapshot.take()
+    yield
+    before.settle()
+
+
+# build_context
+
+
+def router() -> mitogen.master.Router:
+    # Mitogen's watcher of the main thread would stay for ever.
+    return mitogen.master.Router(mitogen.master.Broker(install_watcher=False))
+
+
+def test_a_context_can_be_built_on_any_router() -> None:
+    serialized = behind(dict(LOCAL), name="inner")
+    copy = {**serialized}
+    with router() as own_router:
+        context = build_context(serialized, router=own_router)
+        assert context.call(os.getppid) == context.via.call(os.getpid)
+    assert serialized == copy
+
+
+def test_a_failing_build_ends_the_hops_it_has_made() -> None:
+    serialized = behind(dict(LOCAL), python_path=["/nope/python"])
+    with router() as own_router:
+        held = support.Snapshot.take()
+        with pytest.raises(PythonNotFoundError, match="/nope/python"):
+            build_context(serialized, router=own_router)
+        held.settle()
+
+
+def test_equal_contexts_have_equal_hashes() -> None:
+    assert context_hash({"b": 1, "a": [1]}) == context_hash({"a": [1], "b": 1})
+    assert context_hash({"b": 1, "a": [1]}) == "3487d6e4b7997f431c700fe1832a53b7"
+    assert context_hash(LOCAL) != context_hash(behind(LOCAL))
+
+
+# Hops that are shared
+
+
+def test_contexts_behind_one_host_authenticate_once(mitogen_ssh_host: SshHost) -> None:
+    hop = mitogen_ssh_host.serialized()
+    logins = mitogen_ssh_host.logins()
+    proxies = [Proxy(behind(hop, remote_name=f"number-{number}")) for number in range(6)]
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        list(pool.map(Proxy.connect, proxies))
+    parents = {proxy.remote_call(os.getppid) for proxy in proxies}
+    interpreters = {proxy.remote_call(os.getpid) for proxy in proxies}
+    for proxy in proxies:
+        proxy.disconnect()
+    assert len(parents) == 1
+    assert len(interpreters) == 6
+    assert mitogen_ssh_host.logins() == logins + 1
+
+
+def test_a_hop_lives_as_long_as_somebody_uses_it(mitogen_ssh_host: SshHost) -> None:
+    hop = mitogen_ssh_host.serialized()
+    first, second = Proxy(behind(hop)), Proxy(behind(hop))
+    first.connect()
+    second.connect()
+    first.disconnect()
+    assert second.run("echo", ["still here"])[0] == "still here"
+    logins = mitogen_ssh_host.logins()
+    first.connect()
+    assert mitogen_ssh_host.logins() == logins
+    first.disconnect()
+    second.disconnect()
+    with first:
+        assert mitogen_ssh_host.logins() == logins + 1
+
+
+def test_a_killed_hop_is_made_anew_for_all_behind_it(mitogen_ssh_host: SshHost) -> None:
+    hop = mitogen_ssh_host.serialized()
+    with Proxy(behind(hop)) as first, Proxy(behind(hop)) as second:
+        links = [proxy._connection.link for proxy in (first, second)]
+        os.kill(first.remote_call(os.getppid), signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while any(link.alive for link in links):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert first.run("echo", ["back"])[0] == "back"
+        assert second.remote_call(os.getppid) == first.remote_call(os.getppid)
+
+
+def test_a_hop_that_cannot_be_connected_fails_all_who_wait_for_it() -> None:
+    hop = {"method_name": "ssh", "name": "", "hostname": "127.0.0.1", "port": support.free_port()}
+    proxies = [Proxy(behind(hop)) for _ in range(4)]
+
+    def failure(proxy: Proxy) -> BaseException | None:
+        return pool.submit(proxy.connect).exception(timeout=30)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        failures = list(pool.map(failure, proxies))
+    for error in failures:
+        assert isinstance(error, ConnectError)
+        assert error.cause is Cause.REFUSED
+
+
+def test_a_frozen_hop_is_cut_off_in_bounded_time(
+    mitogen_ssh_host_factory: SshHostFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "HOP_GRACE", 0.5)
+    host = mitogen_ssh_host_factory()
+    hop = host.serialized()
+    late = Proxy(behind(hop, connect_timeout=1))
+    with Proxy(behind(hop), call_timeout=20) as early:
+        early.run("true")
+        host.freeze()
+        with pytest.raises(ConnectError, match="did not answer") as caught:
+            late.connect()
+        assert caught.value.cause is Cause.HOP_LOST
+        host.thaw()
+        assert early.run("echo", ["back"])[0] == "back"
+        with late:
+            assert late.run("echo", ["there"])[0] == "there"
+
+
+# The router of the process
+
+
+def test_the_last_connection_ends_the_router() -> None:
+    others = threading.enumerate()
+
+    def ours() -> list[str]:
+        return [
+            thread.name
+            for thread in threading.enumerate()
+            if "mitogen" in thread.name and thread not in others
+        ]
+
+    with Proxy(dict(LOCAL)) as proxy:
+        assert ours() == ["mitogen.broker"]
+        proxy.run("true")
+    assert ours() == []
+
+
+def test_the_thread_that_connects_first_may_end() -> None:
+    proxy = Proxy(dict(LOCAL))
+    thread = threading.Thread(target=proxy.connect)
+    thread.start()
+    thread.join()
+    assert proxy.run("echo", ["still here"])[0] == "still here"
+    proxy.disconnect()
+
+
+def test_hosts_cannot_send_messages_to_each_other() -> None:
+    with Proxy(dict(LOCAL)) as one, Proxy(dict(LOCAL)) as other:
+        assert one.context.router is other.context.router
+        with pytest.raises(RemoteException, match="a host reaches only its agent"):
+            one.remote_call(far_side.call_context, other.context.context_id)
+
+
+@pytest.fixture
+def mitogen_logger() -> collections.abc.Iterator[logging.Logger]:
+    logger = logging.getLogger("mitogen")
+    level = logger.level
+    logger.setLevel(logging.NOTSET)
+    yield logger
+    logger.setLevel(level)
+
+
+def test_mitogen_is_quiet_in_a_log_at_debug_unless_told_otherwise(
+    caplog: pytest.LogCaptureFixture, mitogen_logger: logging.Logger
+) -> None:
+    def records() -> list[logging.LogRecord]:
+        caplog.clear()
+        with Proxy(dict(LOCAL)) as proxy:
+            proxy.run("true")
+        return [record for record in caplog.records if record.name.startswith("mitogen")]
+
+    caplog.set_level(logging.DEBUG)
+    assert not records()
+    mitogen_logger.setLevel(logging.DEBUG)
+    assert records()
+
+
+# Failing connections
+
+
+@pytest.mark.parametrize("behind_a_hop", [False, True])
+def test_fifty_failed_connections_leave_nothing(behind_a_hop: bool) -> None:
+    serialized = {"method_name": "ssh", "name": "", "hostname": "127.0.0.1"}
+    serialized["port"] = support.free_port()
+    if behind_a_hop:
+        serialized["via"] = dict(LOCAL)
+    proxy = Proxy(serialized)
+    with Proxy(dict(LOCAL)):
+        held = support.Snapshot.take()
+        for _ in range(10 if behind_a_hop else 50):
+            with pytest.raises(ConnectError):
+                proxy.connect()
+        held.settle()
+
+
+def test_a_failed_connection_says_who_what_and_what_to_do() -> None:
+    port = support.free_port()
+    proxy = Proxy(
+        {
+            "method_name": "ssh",
+            "name": "web1",
+            "hostname": "127.0.0.1",
+            "port": port,
+            "username": "probe",
+        }
+    )
+    with pytest.raises(ConnectError) as caught:
+        proxy.connect()
+    error = caught.value
+    assert error.hop == f"web1 (ssh probe@127.0.0.1:{port})"
+    assert (error.method, error.address, error.user) == ("ssh", f"127.0.0.1:{port}", "probe")
+    assert error.cause is Cause.REFUSED
+    assert str(error).startswith(f"Cannot connect to {error.hop}: ssh: connect to host 127.0.0.1")
+    assert str(error).endswith("Check that an ssh server listens at that address and port.")
+    assert isinstance(error, mitogen.core.StreamError)
+
+
+@pytest.mark.parametrize("via", [False, True])
+def test_a_host_that_fails_in_another_encoding_is_heard(
+    via: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "HOP_GRACE", 1.0)
+    python_path = ["/bin/sh", "-c", r"printf 'pas trouv\351\n'; exit 9"]
+    serialized = {**LOCAL, "python_path": python_path, "connect_timeout": 2}
+    if via:
+        serialized["via"] = dict(LOCAL)
+    with pytest.raises(ConnectError, match="did not answer" if via else "status 9"):
+        Proxy(serialized).connect()
+
+
+def test_a_program_that_is_not_there_is_named() -> None:
+    proxy = Proxy({"method_name": "sudo", "name": "", "sudo_path": "/nope/sudo"})
+    with pytest.raises(ConnectError, match="/nope/sudo") as caught:
+        proxy.connect()
+    assert caught.value.cause is Cause.PROGRAM_MISSING
+
+
+# Secrets
+
+
+@pytest.mark.parametrize("via", [False, True])
+def test_passwords_are_in_no_log_at_any_level(
+    via: bool, caplog: pytest.LogCaptureFixture, tmp_path: os.PathLike[str]
+) -> None:
+    caplog.set_level(1)
+    for name in ("mitogen", "mitogen.io"):
+        logging.getLogger(name).setLevel(1)
+    serialized = {
+        "method_name": "sudo",
+        "name": "",
+        "sudo_path": "/nope/sudo",
+        "password": "canary",
+    }
+    if via:
+        serialized["via"] = dict(LOCAL)
+    try:
+        with pytest.raises(ConnectError) as caught:
+            Proxy(serialized).connect()
+        with pytest.raises(ContextError) as refused:
+            Proxy({**serialized, "passwort": "canary"}).connect()
+    finally:
+        for name in ("mitogen", "mitogen.io"):
+            logging.getLogger(name).setLevel(logging.NOTSET)
+    assert caplog.records
+    assert "canary" not in caplog.text
+    assert "canary" not in str(caught.value)
+    assert "canary" not in str(refused.value)

@@ -1,0 +1,258 @@
+"""
+The model, the table of options and mitogen agree on what a connection method takes.
+"""
+
+import importlib
+import inspect
+import pkgutil
+
+import mitogen.parent
+import pytest
+import pytest_inmanta.plugin
+from inmanta.ast import AttributeException, CompilerException
+from inmanta.ast.attribute import Attribute, RelationAttribute
+from inmanta.ast.entity import Entity
+from inmanta.execute.proxy import DynamicProxy
+
+from inmanta_plugins.mitogen.contexts.options import METHODS, Option
+
+# What mitogen passes to itself, and what the model says by other means.
+INTERNAL = {"self", "max_message_size", "old_router", "kwargs"}
+OF_THE_MODEL = {"method_name", "via"}
+
+# The methods of mitogen that start nothing new on another machine or as another user.
+NOT_MODELLED = {"fork", "parent"}
+
+EXAMPLES = {
+    "Local": "mitogen::Local()",
+    "Ssh": 'mitogen::Ssh(hostname="h")',
+    "Sudo": "mitogen::Sudo()",
+    "Su": "mitogen::Su()",
+    "Doas": "mitogen::Doas()",
+    "Docker": "mitogen::Docker()",
+    "Podman": 'mitogen::Podman(container="c")',
+    "Buildah": 'mitogen::Buildah(container="c")',
+    "Kubectl": 'mitogen::Kubectl(pod="p")',
+    "Lxc": 'mitogen::Lxc(container="c")',
+    "Lxd": 'mitogen::Lxd(container="c")',
+    "Incus": 'mitogen::Incus(container="c")',
+    "Jail": 'mitogen::Jail(container="c")',
+    "Setns": 'mitogen::Setns(container="c", kind="docker")',
+}
+
+Project = pytest_inmanta.plugin.Project
+
+
+def options_of_mitogen(method: str) -> dict[str, inspect.Parameter]:
+    """
+    What the installed mitogen takes for a method, from the signatures of its own classes.
+    """
+    options_class = mitogen.parent.get_connection_class(method).options_class
+    return {
+        name: parameter
+        for cls in options_class.__mro__
+        if "__init__" in vars(cls) and cls is not object
+        for name, parameter in inspect.signature(vars(cls)["__init__"]).parameters.items()
+        if name not in INTERNAL
+    }
+
+
+def compiled(project: Project, *expressions: str) -> None:
+    project.compile("import mitogen\nimport std\n" + "\n".join(expressions))
+
+
+def instance_of(project: Project, name: str) -> DynamicProxy:
+    """
+    The instance of that very entity; get_instances also finds those of the ones that extend it.
+    """
+    found = project.get_instances(f"mitogen::{name}")
+    [instance] = [one for one in found if one._type().get_full_name() == f"mitogen::{name}"]
+    return instance
+
+
+def attributes_of(kind: Entity) -> dict[str, Attribute]:
+    inherited = {
+        name: attribute
+        for parent in kind.parent_entities
+        for name, attribute in attributes_of(parent).items()
+    }
+    own = {
+        name: attribute
+        for name, attribute in kind.get_attributes().items()
+        if not isinstance(attribute, RelationAttribute)
+    }
+    return inherited | own
+
+
+def is_nullable(attribute: Attribute) -> bool:
+    return attribute.type.type_string_internal().endswith("?")
+
+
+_entities: dict[str, Entity] = {}
+
+
+@pytest.fixture
+def entities(request: pytest.FixtureRequest) -> dict[str, Entity]:
+    """
+    The entity of each connection method. They are only read, so one compilation does for all.
+    """
+    if not _entities:
+        project: Project = request.getfixturevalue("project")
+        compiled(project, *EXAMPLES.values())
+        _entities.update({name.lower(): instance_of(project, name)._type() for name in EXAMPLES})
+    return _entities
+
+
+def test_every_method_of_mitogen_has_an_entity(entities: dict[str, Entity]) -> None:
+    assert set(entities) == set(METHODS)
+    package = mitogen.__path__[0]
+    methods = {
+        name for name in module_names(package) if hasattr(connection_module(name), "Connection")
+    }
+    assert methods - NOT_MODELLED == set(METHODS) - {"local"}
+
+
+def module_names(package: str) -> list[str]:
+    return [module.name for module in pkgutil.iter_modules([package])]
+
+
+def connection_module(name: str) -> object:
+    try:
+        return importlib.import_module(f"mitogen.{name}")
+    except Exception:  # one that needs another platform or program to be imported at all
+        return None
+
+
+def test_every_option_of_mitogen_has_an_attribute_and_every_attribute_an_option(
+    entities: dict[str, Entity],
+) -> None:
+    for method, kind in entities.items():
+        assert set(attributes_of(kind)) - OF_THE_MODEL == set(options_of_mitogen(method)), method
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_table_of_options_has_what_mitogen_has(method: str) -> None:
+    options = options_of_mitogen(method)
+    assert set(METHODS[method].all_options) == set(options)
+    for name, option in METHODS[method].all_options.items():
+        # podman and buildah give the container a default, and assert that it is not that.
+        if options[name].default is inspect.Parameter.empty:
+            assert option.required, name
+
+
+def test_the_model_and_the_table_of_options_agree_on_types(entities: dict[str, Entity]) -> None:
+    kinds = {
+        "a string": {"string", "mitogen::host_key_policy", "mitogen::container_kind"},
+        "a bool": {"bool"},
+        "an integer": {"mitogen::port", "mitogen::count", "mitogen::level"},
+        # Fractions too for a dict of one's own; inmanta has no type that takes 5 as well as 5.5.
+        "a number": {"mitogen::count"},
+        "a list of strings": {"string[]"},
+        "a string or a list of strings": {"string[]"},
+    }
+    for method, kind in entities.items():
+        for name, attribute in attributes_of(kind).items():
+            if name in OF_THE_MODEL:
+                continue
+            option: Option = METHODS[method].all_options[name]
+            written = attribute.type.type_string_internal()
+            assert written.removesuffix("?") in kinds[option.kind], (method, name, written)
+
+
+def test_only_what_mitogen_cannot_do_without_is_required(entities: dict[str, Entity]) -> None:
+    for method, kind in entities.items():
+        nullable = {
+            name for name, attribute in attributes_of(kind).items() if is_nullable(attribute)
+        }
+        required = {name for name, option in METHODS[method].all_options.items() if option.required}
+        assert set(attributes_of(kind)) - nullable == required | {"method_name", "name"}, method
+
+
+def test_every_attribute_is_documented_with_its_default(entities: dict[str, Entity]) -> None:
+    for kind in entities.values():
+        documentation = str(kind.comment)
+        for name, attribute in kind.get_attributes().items():
+            if isinstance(attribute, RelationAttribute) or name in ("method_name", "name"):
+                continue
+            _, found, text = documentation.partition(f":attr {name}: ")
+            assert found, (str(kind), name)
+            text = " ".join(text.partition(":attr ")[0].split())
+            assert text.endswith("."), (str(kind), name)
+            if is_nullable(attribute):
+                assert "default" in text, (str(kind), name)
+
+
+def test_a_context_sets_its_method_and_nothing_else(project: Project) -> None:
+    compiled(project, *EXAMPLES.values())
+    for name in EXAMPLES:
+        instance = instance_of(project, name)
+        assert instance.method_name == name.lower()
+        assert instance.name == ""
+        for attribute, option in METHODS[name.lower()].all_options.items():
+            if attribute != "name" and not option.required:
+                assert getattr(instance, attribute) is None, (name, attribute)
+
+
+def test_a_wrong_value_fails_at_compile_time_with_entity_and_attribute_named(
+    project: Project,
+) -> None:
+    for kind, attribute, value in [
+        ("Ssh", "check_host_keys", '"enforced"'),
+        ("Ssh", "check_host_keys", '""'),
+        ("Ssh", "port", "0"),
+        ("Ssh", "port", "65536"),
+        ("Ssh", "port", '"22"'),
+        ("Ssh", "connect_timeout", "0"),
+        ("Ssh", "connect_timeout", "-1"),
+        ("Ssh", "keepalive_count", "0"),
+        ("Ssh", "keepalive_interval", "0"),
+        ("Ssh", "ssh_debug_level", "-1"),
+        ("Ssh", "ssh_args", '"-v"'),
+        ("Ssh", "compression", '"yes"'),
+        ("Local", "python_path", '"python3"'),
+        ("Setns", "kind", '"podman"'),
+    ]:
+        with pytest.raises(AttributeException) as failure:
+            compiled(project, f"mitogen::{kind}({attribute}={value})")
+        text = failure.value.format_trace(indent="", indent_level=0)
+        assert f"`{attribute}`" in text
+        assert f"mitogen::{kind}" in text
+
+
+def test_what_is_missing_fails_at_compile_time(project: Project) -> None:
+    for incomplete, missing in [
+        ("Ssh()", "hostname"),
+        ("Podman()", "container"),
+        ("Kubectl()", "pod"),
+        ('Setns(container="c")', "kind"),
+    ]:
+        with pytest.raises(CompilerException, match=f"attribute {missing}.* is not set"):
+            compiled(project, f"mitogen::{incomplete}")
+
+
+def test_an_option_of_another_method_fails_at_compile_time(project: Project) -> None:
+    with pytest.raises(CompilerException, match="hostname"):
+        compiled(project, 'mitogen::Sudo(hostname="h")')
+
+
+def test_every_value_that_mitogen_knows_compiles(project: Project) -> None:
+    policies, seconds = ["enforce", "accept", "ignore"], [1, 5]
+    compiled(
+        project,
+        *(f'mitogen::Ssh(hostname="h", check_host_keys="{policy}")' for policy in policies),
+        *(f'mitogen::Ssh(hostname="h", connect_timeout={number})' for number in seconds),
+        *(f'mitogen::Ssh(hostname="h", port={number})' for number in (1, 65535)),
+    )
+    found = project.get_instances("mitogen::Ssh")
+    assert sorted(ssh.check_host_keys for ssh in found if ssh.check_host_keys) == sorted(policies)
+    assert sorted(ssh.connect_timeout for ssh in found if ssh.connect_timeout) == seconds
+
+
+def test_a_host_has_a_context_of_any_method(project: Project) -> None:
+    compiled(
+        project,
+        'std::Host(name="h", os=std::linux, via=mitogen::Su(via=mitogen::Ssh(hostname="h")))',
+    )
+    [host] = project.get_instances("std::Host")
+    assert host.via.method_name == "su"
+    assert host.via.via.hostname == "h"

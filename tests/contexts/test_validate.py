@@ -1,0 +1,272 @@
+"""
+A context that can't be connected is refused before anything is started.
+"""
+
+import copy
+import itertools
+from typing import Any
+
+import mitogen.parent
+import pytest
+
+from inmanta_plugins.mitogen.contexts.options import METHODS
+from inmanta_plugins.mitogen.contexts.validate import apply_host_key_policy, validate_context
+from inmanta_plugins.mitogen.errors import ContextError
+
+SSH: dict[str, Any] = {"method_name": "ssh", "hostname": "10.0.0.1", "username": "probe"}
+
+IMPLICIT: dict[str, Any] = {
+    "method_name": "ssh",
+    "name": "web",
+    "hostname": "10.0.0.1",
+    "username": "root",
+    "port": 22,
+    "check_host_keys": "ignore",
+    "ssh_args": ["-o", "UserKnownHostsFile=/dev/null", "-o", "PasswordAuthentication=no"],
+    "python_path": ["python3"],
+}
+
+EXAMPLES: dict[str, Any] = {
+    "a bool": True,
+    "an integer": 3,
+    "a number": 2.5,
+    "a string": "word",
+    "a list of strings": ["-E"],
+    "a string or a list of strings": ["/usr/bin/env", "python3"],
+}
+CHOICES = {"check_host_keys": "accept", "kind": "lxd"}
+
+
+def complete(method: str) -> dict[str, Any]:
+    """
+    A context with every option of a method.
+    """
+    options = {
+        name: CHOICES.get(name, EXAMPLES[option.kind])
+        for name, option in METHODS[method].all_options.items()
+    }
+    return {"method_name": method, **options}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_option_of_every_method_is_taken_by_us_and_by_mitogen(method: str) -> None:
+    context = complete(method)
+    validate_context(context)
+    del context["method_name"]
+    mitogen.parent.get_connection_class(method).options_class(max_message_size=1, **context)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_option_of_none_is_one_that_is_not_set(method: str) -> None:
+    entry = METHODS[method]
+    needed = {name for name, option in entry.all_options.items() if option.required}
+    kept = needed | set(entry.one_of[:1])
+    context = complete(method)
+    validate_context(
+        {name: value if name in kept | {"method_name"} else None for name, value in context.items()}
+        | {"via": None}
+    )
+    for name in kept:
+        with pytest.raises(ContextError, match=name):
+            validate_context(context | dict.fromkeys(entry.one_of) | {name: None})
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        IMPLICIT,
+        {"method_name": "sudo", "name": "", "via": IMPLICIT},
+        SSH | {"python_path": "python3"},
+        SSH | {"python_path": ["auto"]},
+        SSH | {"python_path": []},
+        SSH | {"connect_timeout": 5},
+        SSH | {"connect_timeout": 0.5},
+        SSH | {"ssh_args": ()},
+        SSH | {"username": "", "password": ""},
+    ],
+)
+def test_what_can_be_connected_passes_unchanged(context: dict[str, Any]) -> None:
+    before = copy.deepcopy(context)
+    validate_context(context)
+    assert context == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"check_host_keys": "enforced"}, "'check_host_keys'.*enforce, accept, ignore.*'enforced'"),
+        ({"port": 0}, "'port'.*from 1 to 65535, not 0"),
+        ({"port": 65536}, "'port'.*65536"),
+        ({"port": 10**5000}, "'port'.*from 1 to 65535, not an int"),
+        ({"port": "22"}, "'port' has to be an integer.*not str"),
+        ({"port": True}, "'port' has to be an integer.*not bool"),
+        ({"connect_timeout": 0}, "'connect_timeout'.*above 0"),
+        ({"connect_timeout": -1.5}, "'connect_timeout'.*above 0"),
+        ({"connect_timeout": float("inf")}, "'connect_timeout'"),
+        ({"connect_timeout": float("nan")}, "'connect_timeout'"),
+        ({"connect_timeout": "5"}, "'connect_timeout'.*not str"),
+        ({"hostname": ""}, "'hostname'.*not empty"),
+        ({"hostname": "-oProxyCommand=sh"}, "'hostname'.*does not begin with '-'"),
+        ({"hostname": "h\0"}, "'hostname' holds a NUL"),
+        ({"ssh_args": ["a\0b"]}, "'ssh_args' holds a NUL"),
+        ({"username": "-lroot"}, "'username'.*does not begin with '-'"),
+        ({"ssh_path": "-x"}, "'ssh_path'"),
+        ({"python_path": ["python3", ""]}, "'python_path'.*none of which is empty"),
+        ({"python_path": ["python3", 3]}, "'python_path'.*not a list of int and str"),
+        ({"python_path": {"a": 1}}, "'python_path'.*not dict"),
+        ({"ssh_args": "-v"}, "'ssh_args' has to be a list of strings, not str"),
+        ({"compression": "yes"}, "'compression' has to be a bool, not str"),
+        ({"compression": 1}, "'compression' has to be a bool, not int"),
+        ({"keepalive_count": 0}, "'keepalive_count'.*from 1"),
+        ({"ssh_debug_level": -1}, "'ssh_debug_level'.*from 0"),
+        ({"remote_name": "a/b"}, "'remote_name'.*without slashes"),
+        ({"remote_name": "a\\b"}, "'remote_name'.*without slashes"),
+        ({"name": 3}, "'name' has to be a string, not int"),
+        ({"hostname": None}, "'hostname' is missing; ssh needs it"),
+        ({"hostnam": "h"}, "'hostnam'.*did you mean 'hostname'.*ssh takes .*hostname.*username"),
+        ({"max_message_size": 1}, "unknown option 'max_message_size'"),
+        ({3: 4}, "unknown option 3"),
+        ({"via": []}, "'via' has to be a serialized context"),
+        ({"via": "gate"}, "'via' has to be a serialized context"),
+        ({"method_name": None}, "'method_name' is missing; allowed are local, ssh"),
+        ({"method_name": 3}, "'method_name' has to be a string, not int; allowed are local, ssh"),
+        ({"method_name": "shh"}, "'shh'.*did you mean 'ssh'.*allowed are local, ssh"),
+        ({"method_name": "fork"}, "unknown method_name 'fork'"),
+    ],
+    ids=itertools.count(),
+)
+def test_the_error_names_hop_key_and_what_is_allowed(wrong: dict[Any, Any], told: str) -> None:
+    context = SSH | wrong
+    before = copy.deepcopy(context)
+    with pytest.raises(ContextError, match=told) as failure:
+        validate_context(context)
+    assert str(failure.value).startswith("context (")
+    assert len(str(failure.value)) < 700
+    assert context == before
+
+    with pytest.raises(ContextError, match=told) as failure:
+        validate_context({"method_name": "sudo", "via": context})
+    assert str(failure.value).startswith("hop 1 of 2 (")
+
+
+def test_the_hop_that_is_wrong_is_the_one_that_is_named() -> None:
+    context = {
+        "method_name": "su",
+        "via": {"method_name": "sudo", "username": 3, "via": SSH | {"name": "gate"}},
+    }
+    with pytest.raises(ContextError, match=r"^hop 2 of 3 \(sudo root\): 'username'"):
+        validate_context(context)
+
+
+@pytest.mark.parametrize("wrong", [None, [], "ssh", 3])
+def test_what_is_no_dict_is_refused(wrong: object) -> None:
+    with pytest.raises(ContextError, match="has to be a dict"):
+        validate_context(wrong)
+
+
+def test_docker_needs_a_container_or_an_image() -> None:
+    with pytest.raises(ContextError, match="container, image"):
+        validate_context({"method_name": "docker"})
+    validate_context({"method_name": "docker", "image": "alpine"})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"password": "hush\0"},
+        {"password": ["hush"]},
+        {"password": {"hush": "hush"}},
+        {"passwrd": "hush"},
+        {"sudo_password": "hush"},
+        {"password": "hush", "port": -1},
+        {"password": "hush", "hostname": None},
+    ],
+)
+def test_no_error_shows_a_secret(wrong: dict[str, Any]) -> None:
+    for context in (SSH | wrong, {"method_name": "sudo", "password": "hush", "via": SSH | wrong}):
+        with pytest.raises(ContextError) as failure:
+            validate_context(context)
+        assert "hush" not in str(failure.value)
+        assert failure.value.__cause__ is None
+
+
+def test_a_context_that_is_its_own_via_is_refused() -> None:
+    context: dict[str, Any] = {"method_name": "local"}
+    context["via"] = {"method_name": "sudo", "via": context}
+    with pytest.raises(ContextError, match="its own 'via'"):
+        validate_context(context)
+
+
+def test_a_context_is_nested_only_so_deep() -> None:
+    context: dict[str, Any] = {"method_name": "local"}
+    for _ in range(63):
+        context = {"method_name": "sudo", "via": context}
+    validate_context(context)
+    for _ in range(100_000):
+        context = {"method_name": "sudo", "via": context}
+    with pytest.raises(ContextError, match="more than 64 hops"):
+        validate_context(context)
+
+
+@pytest.mark.parametrize("policy", [None, "ignore"])
+def test_the_implicit_context_ignores_host_keys_unless_told_otherwise(
+    policy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_policy(monkeypatch, policy)
+    assert apply_host_key_policy(IMPLICIT) == IMPLICIT
+
+
+def set_policy(monkeypatch: pytest.MonkeyPatch, policy: str | None) -> None:
+    if policy is None:
+        monkeypatch.delenv("INMANTA_MITOGEN_CHECK_HOST_KEYS", raising=False)
+    else:
+        monkeypatch.setenv("INMANTA_MITOGEN_CHECK_HOST_KEYS", policy)
+
+
+@pytest.mark.parametrize("policy", ["accept", "enforce"])
+def test_the_operator_of_the_agent_sets_the_policy_of_implicit_contexts(
+    policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_policy(monkeypatch, policy)
+    expected = IMPLICIT | {
+        "check_host_keys": policy,
+        "ssh_args": ["-o", "PasswordAuthentication=no"],
+    }
+    before = copy.deepcopy(IMPLICIT)
+    assert apply_host_key_policy(IMPLICIT) == expected
+    sudo = {"method_name": "sudo", "name": "", "via": IMPLICIT}
+    assert apply_host_key_policy(sudo) == {"method_name": "sudo", "name": "", "via": expected}
+    assert before == IMPLICIT
+    assert sudo["via"] is IMPLICIT
+
+
+@pytest.mark.parametrize(
+    "explicit",
+    [
+        SSH,
+        SSH | {"check_host_keys": "ignore"},
+        IMPLICIT | {"check_host_keys": "enforce"},
+        IMPLICIT | {"ssh_args": [*IMPLICIT["ssh_args"], "-v"]},
+        IMPLICIT | {"ssh_args": None},
+        {"method_name": "local"},
+    ],
+)
+def test_a_context_that_the_model_writes_keeps_its_own_policy(
+    explicit: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_policy(monkeypatch, "enforce")
+    context = {"method_name": "sudo", "via": explicit}
+    assert apply_host_key_policy(context) == context
+
+
+@pytest.mark.parametrize("wrong", ["", "Enforce", "yes", "enforce "])
+def test_a_wrong_policy_is_an_error_that_names_it(
+    wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_policy(monkeypatch, wrong)
+    with pytest.raises(ContextError) as failure:
+        apply_host_key_policy({"method_name": "local"})
+    text = str(failure.value)
+    assert "INMANTA_MITOGEN_CHECK_HOST_KEYS" in text
+    assert repr(wrong) in text
+    assert "enforce, accept, ignore" in text

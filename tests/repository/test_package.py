@@ -1,0 +1,262 @@
+"""
+What is built from this folder is a complete inmanta module, however it is built and installed.
+"""
+
+import collections.abc
+import concurrent.futures
+import configparser
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+
+import pytest
+import yaml
+from inmanta.module import ModuleV1Metadata, ModuleV2Metadata
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+NOT_SOURCES = shutil.ignore_patterns(
+    ".git", ".venv*", ".*cache*", "__pycache__", "build", "dist", "*.egg-info"
+)
+
+
+def run(*command: object, cwd: pathlib.Path | None = None) -> str:
+    """
+    Run a command and give all that it prints.
+    """
+    # The folder of the checkout is not for what is tested here.
+    environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(part) for part in command],
+        check=False,
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}"
+    return done.stdout
+
+
+# What the files say
+
+
+def setup_cfg() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
+def test_module_yml_says_the_same_as_setup_cfg() -> None:
+    v1 = ModuleV1Metadata.parse((ROOT / "module.yml").read_text())
+    v2 = ModuleV2Metadata.parse((ROOT / "setup.cfg").read_text())
+    core = re.search(r"^inmanta-core>=(\S+)$", setup_cfg()["options"]["install_requires"], re.M)
+
+    assert f"inmanta-module-{v1.name}" == v2.name
+    assert v1.version == v2.version
+    assert v1.license == v2.license
+    assert core is not None
+    assert v1.compiler_version == core[1]
+
+
+def test_the_newest_release_in_the_changelog_is_this_version() -> None:
+    releases = re.findall(r"^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+
+    assert releases[0] == setup_cfg()["metadata"]["version"]
+
+
+def test_the_license_is_the_one_that_the_metadata_names() -> None:
+    first, second = (ROOT / "LICENSE").read_text().split("\n")[1:3]
+
+    assert first.strip() == "Apache License"
+    assert second.strip().startswith("Version 2.0")
+    assert setup_cfg()["metadata"]["license"] == "Apache 2.0"
+
+
+# What is built
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """
+    The sources in a folder of their own, named as the module must be on a V1 module path.
+    """
+    copy = tmp_path_factory.mktemp("libs") / "mitogen"
+    shutil.copytree(ROOT, copy, ignore=NOT_SOURCES)
+    return copy
+
+
+PIP = (sys.executable, "-m", "pip", "-q", "--disable-pip-version-check")
+BUILDS: dict[str, tuple[str, ...]] = {
+    "pip wheel": (*PIP, "wheel", "--no-deps", "--wheel-dir"),
+    "inmanta module build": (sys.executable, "-m", "inmanta.app", "module", "build", "-o"),
+    # The wheel is that of the sdist which it builds first.
+    "python -m build": (sys.executable, "-m", "build", "--outdir"),
+}
+
+
+@pytest.fixture(scope="session")
+def wheels(
+    checkout: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, pathlib.Path]:
+    """
+    The wheel that each way of building makes.
+    """
+
+    def build(way: str) -> pathlib.Path:
+        # A build leaves files among the sources: each has sources of its own.
+        directory = tmp_path_factory.mktemp("build")
+        shutil.copytree(checkout, directory / "mitogen")
+        former = directory / "mitogen" / "build" / "lib" / "inmanta_plugins" / "mitogen"
+        former.mkdir(parents=True)
+        (former / "removed.py").touch()
+        run(*BUILDS[way], directory / "dist", directory / "mitogen")
+        (wheel,) = (directory / "dist").glob("*.whl")
+        return wheel
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return dict(zip(BUILDS, pool.map(build, BUILDS), strict=True))
+
+
+def sources(checkout: pathlib.Path, folder: str) -> set[str]:
+    return {str(path.relative_to(checkout)) for path in (checkout / folder).rglob("*.py")}
+
+
+@pytest.mark.parametrize("way", BUILDS)
+def test_a_wheel_holds_the_module_and_nothing_else(
+    way: str, wheels: dict[str, pathlib.Path], checkout: pathlib.Path
+) -> None:
+    files = set(zipfile.ZipFile(wheels[way]).namelist())
+    info = f"inmanta_module_mitogen-{setup_cfg()['metadata']['version']}.dist-info"
+
+    assert {file for file in files if not file.startswith(info)} == {
+        *sources(checkout, "inmanta_plugins"),
+        *sources(checkout, "inmanta_mitogen"),
+        *sources(checkout, "pytest_inmanta_mitogen"),
+        "inmanta_plugins/mitogen/py.typed",
+        "inmanta_plugins/mitogen/setup.cfg",
+        "inmanta_plugins/mitogen/model/_init.cf",
+        "inmanta_mitogen/py.typed",
+        "pytest_inmanta_mitogen/py.typed",
+    }
+    assert f"{info}/licenses/LICENSE" in files or f"{info}/LICENSE" in files
+
+
+def test_pip_builds_the_same_module_as_inmanta(wheels: dict[str, pathlib.Path]) -> None:
+    def contents(way: str) -> dict[str, bytes]:
+        with zipfile.ZipFile(wheels[way]) as archive:
+            # RECORD lists the others, in an order of its own.
+            return {n: archive.read(n) for n in archive.namelist() if not n.endswith("/RECORD")}
+
+    assert contents("pip wheel") == contents("inmanta module build")
+
+
+# What is installed
+
+MODEL = """
+import mitogen
+
+host = std::Host(
+    name="web",
+    os=std::linux,
+    via=mitogen::Sudo(
+        username="root",
+        via=mitogen::Ssh(name="web", hostname="192.0.2.1", port=22, check_host_keys="enforce"),
+    ),
+)
+std::print(host.via.via.hostname)
+"""
+
+Compile = collections.abc.Callable[..., str]
+
+
+@pytest.fixture
+def install(
+    tmp_path: pathlib.Path,
+) -> collections.abc.Callable[..., pathlib.Path]:
+    """
+    A function that installs this module into a new environment, which has all that it requires, and
+    gives the environment's Python.
+    """
+
+    def make(*requirement: object) -> pathlib.Path:
+        run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
+        python = tmp_path / "venv" / "bin" / "python"
+        # What the environment of the tests has can be imported too, but for this module: the .pth
+        # file of its editable install is read in that environment only.
+        own = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
+        required = sysconfig.get_path("purelib")
+        pathlib.Path(own.strip(), "required.pth").write_text(f"{required}\n")
+        missing = (
+            "import importlib.util as u, sys; sys.exit(u.find_spec('inmanta_mitogen') is None)"
+        )
+        run(*PIP, "--python", python, "install", "--no-deps", "--ignore-installed", *requirement)
+        run(python, "-c", missing)
+        return python
+
+    return make
+
+
+@pytest.fixture
+def compile_model(tmp_path: pathlib.Path) -> Compile:
+    """
+    A function that compiles the model above in a project of its own.
+    """
+
+    def compile_it(python: pathlib.Path, modulepath: pathlib.Path | None = None) -> str:
+        project = tmp_path / "project"
+        (project / "libs").mkdir(parents=True)
+        metadata = {
+            "name": "test",
+            "modulepath": ["libs"] if modulepath is None else [str(modulepath), "libs"],
+            "downloadpath": "libs",
+            "pip": {"use_system_config": True},
+        }
+        (project / "project.yml").write_text(yaml.safe_dump(metadata))
+        (project / "main.cf").write_text(MODEL)
+        return run(python, "-m", "inmanta.app", "-vv", "compile", cwd=project)
+
+    return compile_it
+
+
+def test_a_model_compiles_with_the_wheel_installed(
+    wheels: dict[str, pathlib.Path],
+    install: collections.abc.Callable[..., pathlib.Path],
+    compile_model: Compile,
+) -> None:
+    python = install(wheels["pip wheel"])
+
+    assert "192.0.2.1" in compile_model(python)
+
+    program = "import inmanta_plugins.mitogen as m; print(m.__file__)"
+    where = run(python, "-c", program, cwd=python.parent)
+    assert str(python.parent.parent) in where
+
+
+def test_a_checkout_on_the_v1_module_path_gives_way_to_the_installed_wheel(
+    wheels: dict[str, pathlib.Path],
+    checkout: pathlib.Path,
+    install: collections.abc.Callable[..., pathlib.Path],
+    compile_model: Compile,
+) -> None:
+    assert (checkout / "module.yml").exists()
+
+    printed = compile_model(install(wheels["pip wheel"]), checkout.parent)
+
+    assert "192.0.2.1" in printed
+
+
+def test_an_editable_install_is_found_beside_itself_on_the_v1_module_path(
+    checkout: pathlib.Path,
+    install: collections.abc.Callable[..., pathlib.Path],
+    compile_model: Compile,
+) -> None:
+    printed = compile_model(install("-e", checkout), checkout.parent)
+
+    assert "192.0.2.1" in printed
