@@ -22,6 +22,7 @@ from inmanta_plugins.mitogen import (
     Proxy,
     PythonNotFoundError,
     RemoteException,
+    SettingError,
 )
 from support import LOCAL, Recorder
 
@@ -386,7 +387,7 @@ def test_the_default_of_the_call_timeout_is_a_variable(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("value", ["soon", "0", "-1", "nan", "inf"])
 def test_a_wrong_call_timeout_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CALL_TIMEOUT_ENV_VAR, value)
-    with pytest.raises(ContextError, match=f"{CALL_TIMEOUT_ENV_VAR} is '{value}'"):
+    with pytest.raises(SettingError, match=f"{CALL_TIMEOUT_ENV_VAR} is '{value}'"):
         Proxy(dict(LOCAL))
     monkeypatch.delenv(CALL_TIMEOUT_ENV_VAR)
     if value != "soon":

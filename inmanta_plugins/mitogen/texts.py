@@ -52,7 +52,7 @@ def address_of(hop: Mapping[str, Any]) -> str:
         (text for text in map(hop.get, _ADDRESSES) if text and isinstance(text, str)), ""
     )
     port = hop.get("port")
-    if not address or port == 22 or type(port) is not int:
+    if not address or type(port) is not int or port == 22 or not 0 < port < 65536:
         return address
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 

@@ -9,18 +9,20 @@ import mitogen.core
 import mitogen.parent
 import pytest
 
+from inmanta_plugins.mitogen import settings
 from inmanta_plugins.mitogen.contexts.options import (
     IMPLICIT_SSH_ARGS,
     MASK,
-    MAX_HOPS,
     METHODS,
     SECRET_OPTIONS,
+    is_secret_key,
+    mask_secrets,
+)
+from inmanta_plugins.mitogen.texts import (
     address_of,
     describe_context,
     describe_hop,
     hops_of,
-    is_secret_key,
-    mask_secrets,
     user_of,
 )
 
@@ -85,7 +87,7 @@ def test_hops_come_in_the_order_in_which_they_are_connected() -> None:
 def test_a_context_that_is_its_own_via_has_an_end() -> None:
     context: dict[str, Any] = {"method_name": "local", "password": "hush"}
     context["via"] = context
-    assert len(hops_of(context)) == MAX_HOPS + 1
+    assert len(hops_of(context)) == settings.MAX_HOPS + 1
     assert "hush" not in str(mask_secrets(context))
     assert describe_context(context)
 
@@ -146,11 +148,11 @@ def test_the_arguments_of_the_implicit_context_are_pairs() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_the_roles_of_options_are_options(method: str) -> None:
     entry = METHODS[method]
-    for name in (*entry.address, *entry.one_of, *([entry.user] if entry.user else [])):
+    for name in entry.one_of:
         assert name in entry.options
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_default_user_is_that_of_mitogen(method: str) -> None:
     options_class = mitogen.parent.get_connection_class(method).options_class
-    assert METHODS[method].default_user == getattr(options_class, "username", None)
+    assert user_of({"method_name": method}) == getattr(options_class, "username", None)

@@ -12,6 +12,7 @@ import pytest
 from inmanta_plugins.mitogen.contexts.options import METHODS
 from inmanta_plugins.mitogen.contexts.validate import apply_host_key_policy, validate_context
 from inmanta_plugins.mitogen.errors import ContextError
+from inmanta_plugins.mitogen.settings import SettingError
 
 SSH: dict[str, Any] = {"method_name": "ssh", "hostname": "10.0.0.1", "username": "probe"}
 
@@ -264,7 +265,7 @@ def test_a_wrong_policy_is_an_error_that_names_it(
     wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_policy(monkeypatch, wrong)
-    with pytest.raises(ContextError) as failure:
+    with pytest.raises(SettingError) as failure:
         apply_host_key_policy({"method_name": "local"})
     text = str(failure.value)
     assert "INMANTA_MITOGEN_CHECK_HOST_KEYS" in text
