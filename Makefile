@@ -27,10 +27,11 @@ host:
 test: host env ## all the tests, with all the set-up they need
 	$(python) -m pytest @tests/parallel.txt $(PYTEST_ARGS)
 
-check: env ## format, lint, security, types, known vulnerabilities of what is installed
+check: env ## format, lint, security, types, imports, known vulnerabilities of what is installed
 	$(python) -m ruff format --check .
 	$(python) -m ruff check .
 	$(python) -m mypy
+	.venv/bin/lint-imports --no-logo --no-cache
 	@$(python) tools/audit.py
 
 format: env ## rewrite the sources in the project's format
