@@ -28,10 +28,12 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from inmanta_mitogen import files, process
+    if name == "run":
+        from inmanta_mitogen import process as module
+    else:
+        from inmanta_mitogen import files as module  # type: ignore[no-redef]
 
-    value = getattr(process if name == "run" else files, name)
-    globals()[name] = value
+    value = globals()[name] = getattr(module, name)
     return value
 
 

@@ -5,56 +5,53 @@ A file's new content, kept apart until it is complete.
 import contextlib
 import errno
 import fcntl
-import itertools
 import os
-import re
 import stat
-import struct
 import sys
 import time
-from typing import IO, Iterator, List, Optional, Tuple, Type, Union
+from typing import IO, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple, Type, Union
 
-from inmanta_mitogen.names import AnyPath
-from inmanta_mitogen.paths import Place, locate
+from inmanta_mitogen.names import AnyPath, encode
 
 _BLOCK = 1 << 20
 
-#: A content that has no file to wait in is kept in memory up to this size, in bytes.
+#: The size, in bytes, up to which a content is kept in memory: a new one that has no file beside
+#: the target to wait in, and the old one of a file that is written in place.
 _IN_MEMORY = 16 << 20
 
-#: How long to wait for others who write the same file in place, in seconds.
-_LOCK_PATIENCE = 10.0
+#: How many seconds to wait for others who write the same file in place.
+_LOCK_TIMEOUT = 10.0
 
-#: How many entries of a directory are searched for what dead writers left.
-_SWEEP_LIMIT = 10_000
-
+#: The name of a temporary file is this and 32 hexadecimal digits.
 _PREFIX = ".inmanta-put-"
-_ABANDONED = re.compile(re.escape(_PREFIX) + "[0-9a-f]{32}")
 
-# With these the file can't be written in another way either.
-_FATAL = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EIO,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.ESTALE,
-)
+#: The size in bytes of a directory from which on it is not searched for temporary files.
+_LARGE_DIRECTORY = 1 << 20
 
-_ACL = "system.posix_acl_access"
-_DEFAULT_ACL = "system.posix_acl_default"
+#: The directories that were searched, by device and inode.
+_searched: Set[Tuple[int, int]] = set()
 
-# Signatures over the content. IMA refuses to open a file whose signature is another content's.
-_OF_THE_CONTENT = ("security.ima", "security.evm")
+#: How many symlinks a path may lead through, as in Linux (path_resolution(7)).
+_MAX_LINKS = 40
+
+# O_PATH needs the permission to search the directory only, and is not known outside Linux.
+_DIRECTORY: int = os.O_DIRECTORY | getattr(os, "O_PATH", 0)
+
+# FS_IOC_GETFLAGS and FS_APPEND_FL of linux/fs.h.
+_GET_FLAGS = 0x80086601 if sys.maxsize >> 32 else 0x80046601
+_APPEND_ONLY = 0x20
+
+# Signatures of the content. IMA refuses to open a file with the signature of another content.
+_SIGNATURES = ("security.ima", "security.evm")
 
 Buffer = Union[bytes, bytearray, memoryview]
 
 
 def as_bytes(content: object) -> memoryview:
     """
-    :return: The bytes of anything with the buffer protocol.
-    :raises TypeError: When it is text, or no bytes at all.
+    Return the bytes of anything with the buffer protocol.
+
+    :raises TypeError: It is text, or does not hold bytes.
     """
     if isinstance(content, str):
         raise TypeError("The content must be bytes, not str: encode it first, text.encode()")
@@ -68,7 +65,7 @@ def as_bytes(content: object) -> memoryview:
 
 class StagedWrite:
     """
-    Collects a file's new content, and puts it in its place as a whole or not at all.
+    Collect a file's new content, and put it in place as a whole or not at all.
     :func:`inmanta_mitogen.files.put` says what is kept and what is promised::
 
         with StagedWrite("/etc/motd") as staged:
@@ -76,63 +73,77 @@ class StagedWrite:
                 staged.write(chunk)
             staged.commit()
 
-    Leaving the ``with`` block without :meth:`commit`, by an exception or otherwise, leaves the old
-    file as it was.
+    Leaving the ``with`` block without :meth:`commit` leaves the old file as it was.
 
     :param path: The file. Where it leads to is settled here, once.
+    :param in_place: Whether a file that exists keeps its inode.
     :attr size: How many bytes were written so far.
     :raises OSError: As :func:`inmanta_mitogen.files.put`, as far as it can be known beforehand.
     """
 
-    def __init__(self, path: AnyPath) -> None:
+    def __init__(self, path: AnyPath, *, in_place: bool = False) -> None:
         self.path = path
         self.size = 0
-        self._stage: Union[_Beside, _Apart, None] = None
-        self._place = locate(path)
+        self._file: Optional[IO[bytes]] = None
+        # The name and the final mode of the temporary file beside the target, if there is one.
+        self._temporary: Optional[str] = None
+        self._mode = 0
+        self._is_closed = False
+        with self._naming():
+            self._target = _locate(path)
         try:
             with self._naming():
-                self._stage = self._open_stage()
+                self._open_stage(in_place)
         except BaseException:
             self.abort()
             raise
 
     def write(self, chunk: Buffer) -> None:
         """
-        Adds to the content. The file itself does not change yet.
+        Add to the content. The file itself does not change yet.
 
-        :raises OSError: When there is no room for it. The old file is untouched.
+        :raises OSError: There is no room for it. The old file is untouched.
         :raises ValueError: After :meth:`commit` or :meth:`abort`.
         """
         view = as_bytes(chunk)
+        file = self._opened()
         with self._naming("the old content, if any, is untouched"):
-            self._open().write(view)
+            try:
+                _write_all(file, view)
+            except OSError:
+                if self._temporary is None or self._target.state() is None:
+                    raise
+                # There may be room for one content, though not for two.
+                self._move_to_spool()
+                _write_all(self._opened(), view)
         self.size += len(view)
 
     def commit(self) -> None:
         """
-        Makes what was written the file's content.
+        Make what was written the file's content.
 
-        :raises OSError: When that fails. Unless the text says otherwise, the file is untouched.
+        :raises OSError: That failed. Unless the text says otherwise, the file is untouched.
         :raises ValueError: After :meth:`commit` or :meth:`abort`.
         """
-        stage = self._open()
+        file = self._opened()
         try:
             with self._naming():
-                if isinstance(stage, _Apart) or not stage.publish():
-                    _write_in_place(self._place, stage, self.size)
+                name = self._temporary
+                if name is None or not self._replace(file, name):
+                    self._write_in_place(file)
         finally:
             self.abort()
 
     def abort(self) -> None:
         """
-        Forgets what was written and not committed. Can be called any number of times, at any time.
+        Forget what was written and not committed. Can be called any number of times, at any time.
         """
-        stage, self._stage = self._stage, None
-        try:
-            if stage is not None:
-                stage.close()
-        finally:
-            self._place.close()
+        file, name = self._file, self._temporary
+        self._file = self._temporary = None
+        self._remove(file, name)
+        if not self._is_closed:
+            self._is_closed = True
+            os.close(self._target.directory)
 
     def __enter__(self) -> "StagedWrite":
         return self
@@ -140,305 +151,317 @@ class StagedWrite:
     def __exit__(self, kind: Optional[Type[BaseException]], *_: object) -> None:
         self.abort()
 
-    def _open(self) -> "Union[_Beside, _Apart]":
-        if self._stage is None:
-            raise ValueError(f"The write to {self.path!r} has ended already")
-        return self._stage
-
-    def _open_stage(self) -> "Union[_Beside, _Apart]":
-        state = self._place.state()
-        if state is None:
-            return _Beside(self._place)
-        if stat.S_ISDIR(state.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if self._place.by_kernel or not stat.S_ISREG(state.st_mode):
-            return _Apart()
-        try:
-            return _Beside(self._place)
-        except OSError as error:
-            if error.errno in _FATAL:
-                raise
-        # Better now than after the content's whole way to this host.
-        os.close(self._place.open(os.O_WRONLY))
-        return _Apart()
-
     @contextlib.contextmanager
-    def _naming(self, comfort: str = "") -> Iterator[None]:
-        """
-        Makes errors name the path that was given, not the one of a temporary file.
-        """
+    def _naming(self, remark: str = "") -> Iterator[None]:
+        """Make errors name the path that was given, not the one of a temporary file."""
         try:
             yield
         except OSError as error:
             text = error.strerror or str(error)
-            if comfort:
-                text = f"{text} ({comfort})"
+            if remark:
+                text = f"{text} ({remark})"
             raise OSError(error.errno or errno.EIO, text, self.path) from error
 
+    # Where the content waits
 
-class _Beside:
-    """
-    A content in a private file of the target's own directory, without a name where the file system
-    can do that.
-    """
-
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self._directory = place.directory
-        self._name: Optional[bytes] = None
-        _remove_abandoned(self._directory)
-        unnamed = _open_unnamed(self._directory)
-        if unnamed is None:
-            self._file, self._name = _open_named(self._directory)
-        else:
-            self._file = unnamed
-
-    def write(self, view: memoryview) -> None:
-        """
-        Adds to the content.
-        """
-        _write_all(self._file, view)
-
-    def blocks(self, start: int = 0, end: Optional[int] = None) -> Iterator[bytes]:
-        """
-        The content from one offset to another, as far as there is some.
-        """
-        position = start
-        while end is None or position < end:
-            size = _BLOCK if end is None else min(_BLOCK, end - position)
-            block = os.pread(self._file, size, position)
-            if not block:
-                return
-            position += len(block)
-            yield block
-
-    def publish(self) -> bool:
-        """
-        Gives the content the target's name.
-
-        :return: Whether that was possible; the target is untouched where it was not.
-        :raises OSError: When no other way would succeed either.
-        """
-        state = self._place.state()
+    def _open_stage(self, in_place: bool) -> None:
+        state = self._target.state()
         if state is not None and stat.S_ISDIR(state.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        # A symlink that appeared since the path was resolved is not followed, but replaced.
-        old = state is not None and stat.S_ISREG(state.st_mode)
-        try:
-            self._dress(old)
-            if self._name is None and not self._take_name(state is None):
-                self._move_to_named()
-                self._dress(old)
-            if self._name is not None:
-                directory = self._directory
-                name = self._place.name
-                os.replace(self._name, name, src_dir_fd=directory, dst_dir_fd=directory)
-                self._name = None
-        except OSError as error:
-            if not old or error.errno in _FATAL:
-                raise
-            return False
-        return True
-
-    def _dress(self, old: bool) -> None:
-        """
-        Gives the file the owner, mode and extended attributes it is to have, and gets it to disk.
-        """
-        source: Optional[int] = None
-        if old:
-            # Someone may have removed it by now.
-            with contextlib.suppress(FileNotFoundError):
-                source = self._place.open(os.O_RDONLY)
-        if source is None:
-            _set_new_mode(self._file, self._directory)
-        else:
+        regular = state is not None and stat.S_ISREG(state.st_mode) and not self._target.by_kernel
+        if state is None or (regular and not in_place):
             try:
-                _copy_attributes(source, self._file)
-            finally:
-                os.close(source)
-        _flush(self._file)
-
-    def _take_name(self, may_be_final: bool) -> bool:
-        """
-        Gives the unnamed file a name: the final one, if nothing has it, else one that is to be
-        renamed.
-
-        :return: Whether the system allowed it.
-        """
-        source = f"/proc/self/fd/{self._file}"
-        if may_be_final:
-            try:
-                os.link(source, self._place.name, dst_dir_fd=self._directory)
-                return True
-            except FileExistsError:
-                pass
+                if _may_rename_in(self._target.directory):
+                    self._open_temporary(is_new=state is None)
+                    return
             except OSError:
-                return False
-        name = _new_name()
+                if state is None:
+                    raise
+        if regular:
+            # Fail now rather than after the whole content has come to this host.
+            os.close(self._target.open(os.O_WRONLY))
+        self._file = _open_spool()
+
+    def _open_temporary(self, is_new: bool) -> None:
+        name = _PREFIX + os.urandom(16).hex()
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        # The umask and the directory's default ACL decide about a new file's mode.
+        file = os.open(name, flags, 0o666 if is_new else 0o600, dir_fd=self._target.directory)
+        self._temporary = name
+        self._file = open(file, "r+b", buffering=0)  # noqa: SIM115  # abort() closes it
+        self._mode = stat.S_IMODE(os.fstat(file).st_mode)
+        _try_lock(file)
+        if is_new:
+            _set_mode(file, 0o600)
+
+    def _move_to_spool(self) -> None:
+        source, name = self._opened(), self._temporary
+        self._file, self._temporary = _open_spool(), None
         try:
-            os.link(source, name, dst_dir_fd=self._directory)
+            _copy(source, self._file, 0, self.size)
+        finally:
+            self._remove(source, name)
+
+    def _opened(self) -> IO[bytes]:
+        if self._file is None:
+            raise ValueError(f"The write to {self.path!r} has ended already")
+        return self._file
+
+    def _remove(self, file: Optional[IO[bytes]], name: Optional[str]) -> None:
+        if name is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=self._target.directory)
+        if file is not None:
+            file.close()
+
+    # How it becomes the file's content
+
+    def _replace(self, file: IO[bytes], name: str) -> bool:
+        """
+        Give the temporary file the target's name.
+
+        :return: Whether that was possible. The target is untouched where it was not.
+        """
+        target = self._target
+        try:
+            state = target.state()
+            # A symlink that appeared meanwhile is replaced, and not followed.
+            if state is not None and stat.S_ISREG(state.st_mode):
+                with open(target.open(os.O_RDONLY), "rb", buffering=0) as old:
+                    _copy_attributes(old.fileno(), file.fileno())
+            else:
+                _set_mode(file.fileno(), self._mode)
         except OSError:
             return False
-        self._name = name
+        _flush(file)
+        try:
+            os.replace(name, target.name, src_dir_fd=target.directory, dst_dir_fd=target.directory)
+        except OSError:
+            return False
+        self._temporary = None
         return True
 
-    def _move_to_named(self) -> None:
-        """
-        Copies the content to a file that has a name, where unnamed ones may not be given one.
-        """
-        unnamed = self._file
-        self._file, self._name = _open_named(self._directory)
+    def _write_in_place(self, source: IO[bytes]) -> None:
+        target = self._target
+        is_new = target.state() is None
         try:
-            position = 0
-            while True:
-                block = os.pread(unnamed, _BLOCK, position)
-                if not block:
-                    return
-                _write_all(self._file, memoryview(block))
-                position += len(block)
-        finally:
-            os.close(unnamed)
-
-    def close(self) -> None:
-        """
-        Removes what was not published.
-        """
-        try:
-            if self._name is not None:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self._name, dir_fd=self._directory)
-        finally:
-            os.close(self._file)
-
-
-class _Apart:
-    """
-    A content in memory, or in an unnamed file of the temporary directory when it is large.
-    """
-
-    def __init__(self) -> None:
-        # Imported when needed, which is seldom, as it takes longer than all the rest.
-        import tempfile
-
-        # It is closed by close().
-        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115
-
-    def write(self, view: memoryview) -> None:
-        """
-        Adds to the content.
-        """
-        try:
-            self._file.write(view)
+            opened = target.open(os.O_WRONLY | (os.O_CREAT | os.O_EXCL if is_new else 0))
         except OSError as error:
-            text = f"{error.strerror} in the temporary directory, where the content waits"
-            raise OSError(error.errno, text) from error
+            if error.errno == errno.ENXIO:
+                error.strerror = "Nobody reads from this FIFO, or nothing is behind this device"
+            raise
+        with open(opened, "wb", buffering=0) as file:
+            try:
+                self._fill(source, file)
+            except BaseException:
+                if is_new:
+                    self._remove(None, os.fsdecode(target.name))
+                raise
 
-    def blocks(self, start: int = 0, end: Optional[int] = None) -> Iterator[bytes]:
-        """
-        The content from one offset to another, as far as there is some.
-        """
-        position = start
-        while end is None or position < end:
-            self._file.seek(position)
-            block = self._file.read(_BLOCK if end is None else min(_BLOCK, end - position))
-            if not block:
-                return
-            position += len(block)
-            yield block
+    def _fill(self, source: IO[bytes], file: IO[bytes]) -> None:
+        os.set_blocking(file.fileno(), True)
+        mode = os.fstat(file.fileno()).st_mode
+        if stat.S_ISREG(mode) and os.fstatvfs(file.fileno()).f_blocks:
+            self._overwrite(source, file)
+            return
+        # /proc, /sys and their like hold no blocks, and take a value from a single write.
+        if stat.S_ISREG(mode):
+            file.truncate(0)
+        _copy(source, file, 0, self.size)
+        if stat.S_ISBLK(mode):
+            _flush(file)
 
-    def close(self) -> None:
-        """
-        Forgets the content.
-        """
-        self._file.close()
+    def _overwrite(self, source: IO[bytes], file: IO[bytes]) -> None:
+        _wait_for_lock(file.fileno())
+        old_size = os.fstat(file.fileno()).st_size
+        old = self._read_old(old_size)
+        has_old = True
+        try:
+            # What may find no room comes first, behind the old content.
+            file.seek(old_size)
+            _copy(source, file, old_size, self.size)
+            _flush(file)
+            has_old = False
+            file.seek(0)
+            _copy(source, file, 0, min(self.size, old_size))
+            file.truncate(self.size)
+            _flush(file)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                if not has_old and old is not None:
+                    file.seek(0)
+                    _write_all(file, memoryview(old))
+                    has_old = True
+                file.truncate(old_size)
+            if not has_old:
+                number = getattr(error, "errno", None) or errno.EIO
+                raise OSError(number, f"{error}; the old content is lost") from error
+            raise
+
+    def _read_old(self, size: int) -> Optional[bytes]:
+        """Return the old content, None where it is large or this user may not read it."""
+        if size > _IN_MEMORY:
+            return None
+        try:
+            with open(self._target.open(os.O_RDONLY), "rb") as file:
+                return file.read()
+        except PermissionError:
+            return None
+
+
+# Where a path leads to
+
+
+class _Target(NamedTuple):
+    """
+    An entry of an open directory, so that it stays the same whatever happens to the path.
+
+    :attr by_kernel: Whether it is one of procfs's links (``/proc/self/fd/1``), which lead to
+        objects rather than to paths: only the kernel can follow them.
+    """
+
+    directory: int
+    name: bytes
+    by_kernel: bool
+
+    def state(self) -> Optional[os.stat_result]:
+        """Return what is there now, None when there is nothing. Symlinks are not followed."""
+        try:
+            return os.stat(self.name, dir_fd=self.directory, follow_symlinks=self.by_kernel)
+        except FileNotFoundError:
+            return None
+
+    def open(self, flags: int) -> int:
+        """Open what is there now, without following a symlink or waiting for a FIFO."""
+        flags |= os.O_NONBLOCK | os.O_NOCTTY | (0 if self.by_kernel else os.O_NOFOLLOW)
+        return os.open(self.name, flags, 0o666, dir_fd=self.directory)
+
+
+def _locate(path: AnyPath) -> _Target:
+    """
+    Follow a path, symlinks included, one step at a time: the kernel would resolve it anew at each
+    use, and whoever may change a directory on the way could make two uses mean two files.
+    """
+    raw = encode(path)
+    if not raw:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    steps = _steps(raw)
+    directory = os.open(b"/" if raw.startswith(b"/") else b".", _DIRECTORY)
+    links = 0
+    try:
+        while steps and not raw.endswith((b"/", b"/.")):
+            name = steps.pop()
+            link, by_kernel = _read_link(directory, name)
+            if link is None and not steps:
+                return _Target(directory, name, by_kernel)
+            if link is not None:
+                links += 1
+                if links > _MAX_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+                steps += _steps(link)
+                name = b"/" if link.startswith(b"/") else b"."
+            flags = _DIRECTORY if by_kernel else _DIRECTORY | os.O_NOFOLLOW
+            before, directory = directory, os.open(name, flags, dir_fd=directory)
+            os.close(before)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    except BaseException as error:
+        os.close(directory)
+        # Only the system's own errors have a file name.
+        if isinstance(error, OSError) and error.filename is not None and steps:
+            error.strerror = f"{error.strerror} (its directory {os.fsdecode(name)!r})"
+        raise
+
+
+def _steps(path: bytes) -> List[bytes]:
+    """Return the steps of a path, the first one last."""
+    return [step for step in reversed(path.split(b"/")) if step not in (b"", b".")]
+
+
+def _read_link(directory: int, name: bytes) -> Tuple[Optional[bytes], bool]:
+    """
+    Read a symlink, unless the kernel's ``fs.protected_symlinks`` would forbid it.
+
+    :return: Where it leads to, None when it is not a symlink, and whether only the kernel can
+        follow it.
+    """
+    try:
+        state = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return None, False
+    if not stat.S_ISLNK(state.st_mode):
+        return None, False
+    with contextlib.suppress(OSError):
+        if state.st_dev == os.stat("/proc/self").st_dev:
+            return None, True
+    parent = os.fstat(directory)
+    shared = stat.S_ISVTX | stat.S_IWOTH
+    trusted = (os.geteuid(), parent.st_uid)
+    if parent.st_mode & shared == shared and state.st_uid not in trusted:
+        text = (
+            f"Not followed: the symlink {os.fsdecode(name)!r} is in a directory where everyone may"
+            f" create one, and belongs to user {state.st_uid}. Use the path it leads to"
+        )
+        raise PermissionError(errno.EACCES, text)
+    # In such a directory only its owner, who is trusted, could have changed it by now.
+    return os.readlink(name, dir_fd=directory), False
 
 
 # Temporary files
 
 
-def _new_name() -> bytes:
-    return os.fsencode(_PREFIX + os.urandom(16).hex())
+def _open_spool() -> IO[bytes]:
+    """Open a file in memory that moves to the temporary directory when it is large."""
+    # Imported when needed, which is seldom, as it takes longer than all the rest.
+    import tempfile
+
+    return tempfile.SpooledTemporaryFile(_IN_MEMORY)
 
 
-def _open_unnamed(directory: int) -> Optional[int]:
+def _may_rename_in(directory: int) -> bool:
     """
-    :return: A file without a name in the directory, None where that can't be had.
-    """
-    flag: Optional[int] = getattr(os, "O_TMPFILE", None)
-    if flag is None:
-        return None
-    try:
-        file = os.open(b".", flag | os.O_RDWR, 0o600, dir_fd=directory)
-    except OSError as error:
-        if error.errno in _FATAL:
-            raise
-        return None
-    try:
-        # The only way to a name leads through procfs, which a chroot may lack.
-        os.stat(f"/proc/self/fd/{file}")
-        _try_lock(file)
-        return file
-    except OSError:
-        os.close(file)
-        return None
-
-
-def _open_named(directory: int) -> Tuple[int, bytes]:
-    """
-    :return: A file of our own in the directory, and its name.
-    """
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    while True:
-        name = _new_name()
-        file = os.open(name, flags, 0o600, dir_fd=directory)
-        _try_lock(file)
-        # Between its creation and its lock someone may have taken it for a dead writer's.
-        if os.fstat(file).st_nlink:
-            return file, name
-        os.close(file)
-
-
-def _remove_abandoned(directory: int) -> None:
-    """
-    Removes temporary files whose writers are dead. A living one holds a lock, which the kernel lets
-    go of when its process ends, however that ends.
+    Return whether files of the directory can be renamed, as far as it can be known. Remove what
+    killed processes left there, when this is the first time.
     """
     try:
         listing = os.open(b".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory)
     except OSError:
-        return
+        return True
     try:
-        for name in _names(listing):
-            if _ABANDONED.fullmatch(name):
-                with contextlib.suppress(OSError):
-                    _remove_if_abandoned(directory, os.fsencode(name))
+        _remove_abandoned(listing)
+        # In an append-only directory (chattr +a), a temporary file could not even be removed.
+        with contextlib.suppress(OSError):
+            flags = fcntl.ioctl(listing, _GET_FLAGS, bytes(8))
+            return not int.from_bytes(flags[:4], sys.byteorder) & _APPEND_ONLY
+        return True
     finally:
         os.close(listing)
 
 
-def _names(directory: int) -> List[str]:
-    # Since Python 3.7.
-    if os.scandir in os.supports_fd:
-        with os.scandir(directory) as entries:
-            return [entry.name for entry in itertools.islice(entries, _SWEEP_LIMIT)]
-    return os.listdir(directory)
-
-
-def _remove_if_abandoned(directory: int, name: bytes) -> None:
-    file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
-    try:
-        state = os.fstat(file)
-        owned = os.geteuid() in (0, state.st_uid)
-        if owned and stat.S_ISREG(state.st_mode) and _try_lock(file):
-            os.unlink(name, dir_fd=directory)
-    finally:
-        os.close(file)
+def _remove_abandoned(directory: int) -> None:
+    """
+    Remove the temporary files of killed processes. The others have a lock, which the kernel takes
+    away when a process ends, however that ends.
+    """
+    state = os.fstat(directory)
+    identity = (state.st_dev, state.st_ino)
+    if identity in _searched:
+        return
+    if len(_searched) >= 1000:
+        _searched.clear()
+    _searched.add(identity)
+    if state.st_size > _LARGE_DIRECTORY:
+        return
+    for name in os.listdir(directory):
+        if name.startswith(_PREFIX) and len(name) == len(_PREFIX) + 32:
+            with contextlib.suppress(OSError):
+                flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+                with open(os.open(name, flags, dir_fd=directory), "wb", buffering=0) as file:
+                    if _try_lock(file.fileno()):
+                        os.unlink(name, dir_fd=directory)
 
 
 def _try_lock(file: int) -> bool:
-    """
-    :return: Whether this open file has the lock now. Some file systems have none.
-    """
+    """Return whether this open file has the lock now. Some file systems have none."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
@@ -446,242 +469,89 @@ def _try_lock(file: int) -> bool:
         return False
 
 
+def _wait_for_lock(file: int) -> None:
+    # Not for ever: someone else may hold a lock on the file for a reason of their own.
+    deadline = time.monotonic() + _LOCK_TIMEOUT
+    while not _try_lock(file) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 # Owner, mode, extended attributes
+
+
+def _set_mode(file: int, mode: int) -> None:
+    # Where the file system has no modes, the file has the one that all files have there.
+    with contextlib.suppress(PermissionError):
+        os.fchmod(file, mode)
 
 
 def _copy_attributes(source: int, target: int) -> None:
     """
-    Makes one open file's owner, mode and extended attributes those of another.
+    Copy the owner, the mode and the extended attributes from one open file to another.
 
-    :raises OSError: When this user may not, or the file system can't.
+    :raises OSError: This user may not do it, the file system can't.
     """
-    state = os.fstat(source)
-    if not stat.S_ISREG(state.st_mode):
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    before = os.fstat(target)
+    wanted = os.fstat(source)
     # In this order: a change of owner takes set-user-ID and capabilities away.
-    if (before.st_uid, before.st_gid) != (state.st_uid, state.st_gid):
-        os.fchown(target, state.st_uid, state.st_gid)
+    state = os.fstat(target)
+    if (state.st_uid, state.st_gid) != (wanted.st_uid, wanted.st_gid):
+        os.fchown(target, wanted.st_uid, wanted.st_gid)
     # Where it is right already, it may be the only one that the file system knows (vfat).
-    if os.fstat(target).st_mode != state.st_mode:
-        os.fchmod(target, stat.S_IMODE(state.st_mode))
-    _copy_xattrs(source, target)
-    after = os.fstat(target)
-    # The kernel leaves out a set-group-ID that this user may not give, without a word.
-    if (after.st_uid, after.st_gid, after.st_mode) != (state.st_uid, state.st_gid, state.st_mode):
+    if os.fstat(target).st_mode != wanted.st_mode:
+        os.fchmod(target, stat.S_IMODE(wanted.st_mode))
+    if sys.platform == "linux" and hasattr(os, "listxattr"):
+        _copy_xattrs(source, target)
+    # The kernel leaves out a set-group-ID that this user may not give, without an error.
+    if os.fstat(target).st_mode != wanted.st_mode:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 def _copy_xattrs(source: int, target: int) -> None:
-    if sys.platform != "linux" or not hasattr(os, "listxattr"):
-        return
-    wanted = [name for name in _list_xattrs(source) if name not in _OF_THE_CONTENT]
-    present = _list_xattrs(target)
-    for name in present:
-        # A default ACL gave the new file what the old one does not have. Labels can't be removed.
-        if name not in wanted and not name.startswith("security."):
+    wanted = _read_xattrs(source)
+    present = _read_xattrs(target)
+    for name in present.keys() - wanted.keys():
+        # A default ACL, which the old file does not have. Labels can't be removed.
+        if not name.startswith("security."):
             os.removexattr(target, name)
-    for name in wanted:
-        value = os.getxattr(source, name)
-        if name not in present or os.getxattr(target, name) != value:
+    for name, value in wanted.items():
+        if name not in _SIGNATURES and present.get(name) != value:
             os.setxattr(target, name, value)
 
 
-def _list_xattrs(file: int) -> List[str]:
-    if sys.platform != "linux":
-        return []
+def _read_xattrs(file: int) -> Dict[str, bytes]:
     try:
-        return os.listxattr(file)
+        return {name: os.getxattr(file, name) for name in os.listxattr(file)}
     except OSError as error:
         if error.errno in (errno.ENOTSUP, errno.ENOSYS):
-            return []
+            return {}
         raise
-
-
-def _set_new_mode(file: int, directory: int) -> None:
-    """
-    Gives a file the mode that open(2) would have given it with 0666 in that directory.
-    """
-    acl = _default_acl(directory)
-    if acl is not None and sys.platform == "linux":
-        os.setxattr(file, _ACL, _acl_of_new_file(acl))
-    else:
-        # Where the file system has no modes, the file has got the one that all files have there.
-        with contextlib.suppress(PermissionError):
-            os.fchmod(file, 0o666 & ~_umask())
-
-
-def _default_acl(directory: int) -> Optional[bytes]:
-    if sys.platform != "linux" or not hasattr(os, "getxattr"):
-        return None
-    # Descriptors opened with O_PATH have no attributes themselves.
-    with contextlib.suppress(OSError):
-        return os.getxattr(f"/proc/self/fd/{directory}", _DEFAULT_ACL)
-    with contextlib.suppress(OSError):
-        readable = os.open(b".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory)
-        try:
-            return os.getxattr(readable, _DEFAULT_ACL)
-        finally:
-            os.close(readable)
-    return None
-
-
-def _acl_of_new_file(acl: bytes) -> bytes:
-    """
-    What the kernel makes of a directory's default ACL for a file created with 0666, acl(5): the
-    entries that correspond to the mode keep no more than read and write.
-
-    :param acl: As in the attribute: a version, then tag, permissions and id of each entry, all
-        little-endian (linux/posix_acl_xattr.h).
-    """
-    owner, group, mask, other = 0x01, 0x04, 0x10, 0x20
-    entries = list(struct.iter_unpack("<HHI", acl[4:]))
-    has_mask = any(tag == mask for tag, _, _ in entries)
-    limited = (owner, other, mask if has_mask else group)
-    return acl[:4] + b"".join(
-        struct.pack("<HHI", tag, permissions & 6 if tag in limited else permissions, qualifier)
-        for tag, permissions, qualifier in entries
-    )
-
-
-def _umask() -> int:
-    with contextlib.suppress(OSError), open("/proc/self/status", "rb") as status:
-        for line in status:
-            if line.startswith(b"Umask:"):
-                return int(line.split()[1], 8)
-    # It can only be read by setting it, for all threads of the process. What another one creates
-    # meanwhile is at least private.
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 # Writing
 
 
-def _write_all(file: int, view: memoryview, offset: Optional[int] = None) -> None:
-    while view:
-        if offset is None:
-            done = os.write(file, view)
-        else:
-            done = os.pwrite(file, view, offset)
-            offset += done
-        view = view[done:]
-
-
-def _flush(file: int) -> None:
-    """
-    Gets what was written to the disk. Some file systems find out only here that it is full, and
-    after a power failure a file that was renamed but never flushed may be empty.
-    """
-    try:
-        os.fsync(file)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS, errno.ENOSYS):
-            raise
-
-
-def _write_in_place(place: Place, stage: Union[_Beside, _Apart], size: int) -> None:
-    try:
-        file = place.open(os.O_WRONLY)
-    except OSError as error:
-        if error.errno != errno.ENXIO:
-            raise
-        text = "Nobody reads from this FIFO, or nothing is behind this device or socket"
-        raise OSError(errno.ENXIO, text) from error
-    try:
-        os.set_blocking(file, True)
-        state = os.fstat(file)
-        if not stat.S_ISREG(state.st_mode):
-            for block in stage.blocks():
-                _write_all(file, memoryview(block))
-            if stat.S_ISBLK(state.st_mode):
-                _flush(file)
-        elif os.fstatvfs(file).f_blocks:
-            _wait_for_lock(file)
-            _overwrite(place, file, stage, size)
-        else:
-            # /proc, /sys and their like: no storage, and a value is taken from a single write.
-            os.ftruncate(file, 0)
-            _write_all(file, memoryview(b"".join(stage.blocks())))
-    finally:
-        os.close(file)
-
-
-def _overwrite(place: Place, file: int, stage: Union[_Beside, _Apart], size: int) -> None:
-    """
-    Writes to a regular file what fails first: what lies beyond its end.
-    """
-    old_size = os.fstat(file).st_size
-    with contextlib.ExitStack() as stack:
-        backup = _back_up(place, old_size)
-        if backup is not None:
-            stack.callback(backup.close)
-        try:
-            _copy(stage, file, old_size, size)
-            _flush(file)
-        except BaseException:
-            os.ftruncate(file, old_size)
-            raise
-        try:
-            _copy(stage, file, 0, min(size, old_size))
-            os.ftruncate(file, size)
-            _flush(file)
-        except BaseException as error:
-            _restore(file, backup, old_size, error)
-            raise
-
-
-def _copy(stage: Union[_Beside, _Apart], file: int, start: int, end: int) -> None:
-    for block in stage.blocks(start, end):
-        _write_all(file, memoryview(block), start)
+def _copy(source: IO[bytes], target: IO[bytes], start: int, end: int) -> None:
+    source.seek(start)
+    while start < end:
+        block = source.read(min(_BLOCK, end - start))
+        if not block:
+            raise OSError(errno.EIO, "A temporary file was truncated")
+        _write_all(target, memoryview(block))
         start += len(block)
 
 
-def _back_up(place: Place, size: int) -> Optional[_Apart]:
-    """
-    :return: The old content, None when this user may write but not read it.
-    """
-    try:
-        file = place.open(os.O_RDONLY)
-    except PermissionError:
-        return None
-    backup = _Apart()
-    try:
-        position = 0
-        while position < size:
-            block = os.pread(file, _BLOCK, position)
-            if not block:
-                break
-            backup.write(memoryview(block))
-            position += len(block)
-        return backup
-    except BaseException:
-        backup.close()
-        raise
-    finally:
-        os.close(file)
+def _write_all(file: IO[bytes], view: memoryview) -> None:
+    while view:
+        view = view[file.write(view) :]
 
 
-def _restore(file: int, backup: Optional[_Apart], size: int, cause: BaseException) -> None:
+def _flush(file: IO[bytes]) -> None:
+    """
+    Write to the disk. Some file systems find out only here that it is full, and after a power
+    failure a file that was renamed but never flushed may be empty.
+    """
     try:
-        if backup is None:
-            raise PermissionError(errno.EACCES, "this user may not read the file")
-        _copy(backup, file, 0, size)
-        os.ftruncate(file, size)
-        _flush(file)
+        os.fsync(file.fileno())
     except OSError as error:
-        text = "{}; its old content is lost, as it could not be put back: {}".format(
-            getattr(cause, "strerror", None) or cause, error.strerror
-        )
-        raise OSError(getattr(cause, "errno", None) or errno.EIO, text) from cause
-
-
-def _wait_for_lock(file: int) -> None:
-    """
-    Waits for its turn, but not for ever: someone else may hold a lock on the file for a reason of
-    their own.
-    """
-    deadline = time.monotonic() + _LOCK_PATIENCE
-    while not _try_lock(file) and time.monotonic() < deadline:
-        time.sleep(0.01)
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS, errno.ENOSYS):
+            raise

@@ -33,16 +33,14 @@ args = sys.argv[1:]
 """
 
 
-def python_as(
+def run_python_as(
     uid: int, code: str, *args: object, umask: int = 0o022
 ) -> "subprocess.CompletedProcess[str]":
     """
-    Runs Python code as another user, with ``put``, ``StagedWrite`` and ``args`` at hand.
-
-    :raises AssertionError: When it fails; the text is what it printed.
+    Run Python code as another user, with ``put``, ``StagedWrite`` and ``args`` at hand.
     """
     # Imports happen before the change of user, who may not read this interpreter's files.
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", _PRELUDE + code, str(uid), *map(str, args)],
         check=False,
         env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
@@ -50,6 +48,17 @@ def python_as(
         text=True,
         umask=umask,
     )
+
+
+def python_as(
+    uid: int, code: str, *args: object, umask: int = 0o022
+) -> "subprocess.CompletedProcess[str]":
+    """
+    Run Python code as :func:`run_python_as`, which has to succeed.
+
+    :raises AssertionError: It fails; the text is what it printed.
+    """
+    done = run_python_as(uid, code, *args, umask=umask)
     assert not done.returncode, done.stderr
     return done
 

@@ -456,7 +456,7 @@ def test_put_keeps_the_old_file_when_the_disk_is_full(
     file = small_disk / "file"
     if exists:
         file.write_bytes(b"old" * 100_000)
-    with pytest.raises(OSError, match="the old content, if any, is untouched") as caught:
+    with pytest.raises(OSError, match="No space left") as caught:
         put(str(file), b"new" * 500_000)
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.filename == str(file)
@@ -468,17 +468,30 @@ def test_put_keeps_the_old_file_when_the_disk_is_full(
     assert file.stat().st_size == 600_000
 
 
-def test_put_keeps_the_old_file_when_not_even_a_name_fits(tmp_path: pathlib.Path) -> None:
+def test_put_writes_in_place_when_there_is_no_room_for_a_second_file(
+    small_disk: pathlib.Path,
+) -> None:
+    file = small_disk / "file"
+    file.write_bytes(b"o" * 600_000)
+    for size in (600_000, 900_000, 700_000):
+        put(str(file), b"n" * size)
+        assert file.read_bytes() == b"n" * size
+    assert os.listdir(small_disk) == ["file"]
+
+
+def test_put_writes_in_place_when_there_is_no_inode_left(tmp_path: pathlib.Path) -> None:
     support.need("mount", "umount", root=True)
     disk = tmp_path / "disk"
     disk.mkdir()
     # The root directory and one file.
     with mounted("-t", "tmpfs", "-o", "nr_inodes=2", "tmpfs", disk):
         (disk / "file").write_bytes(b"old")
+        put(str(disk / "file"), b"new")
+        assert (disk / "file").read_bytes() == b"new"
         with pytest.raises(OSError, match="No space left") as caught:
-            put(str(disk / "file"), b"new")
+            put(str(disk / "new"), b"new")
         assert caught.value.errno == errno.ENOSPC
-        assert (disk / "file").read_bytes() == b"old"
+        assert os.listdir(disk) == ["file"]
 
 
 def test_put_keeps_the_old_file_when_the_quota_is_spent(public: pathlib.Path) -> None:

@@ -26,6 +26,7 @@ from host_files import (
     die_at_step,
     mounted,
     python_as,
+    run_python_as,
 )
 
 import support
@@ -37,27 +38,10 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 TEMPORARY = re.compile(r"\.inmanta-put-[0-9a-f]{32}")
 
 
-@pytest.fixture(params=["unnamed", "named", "unnamed, no way to a name"])
-def any_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """
-    The ways to a temporary file, by what the file system and the host allow.
-    """
-    if request.param == "named":
-        monkeypatch.delattr(os, "O_TMPFILE")
-    elif request.param != "unnamed":
-
-        def refuse(*_: object, **__: object) -> None:
-            raise PermissionError(errno.EPERM, "Operation not permitted")
-
-        # As some security modules do.
-        monkeypatch.setattr(os, "link", refuse)
-    return str(request.param)
-
-
 # One write
 
 
-def test_a_staged_write_collects_chunks_of_any_kind(tmp_path: pathlib.Path, any_way: str) -> None:
+def test_a_staged_write_collects_chunks_of_any_kind(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"old")
     with StagedWrite(str(file)) as write:
@@ -72,7 +56,7 @@ def test_a_staged_write_collects_chunks_of_any_kind(tmp_path: pathlib.Path, any_
 
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_staged_write_without_commit_changes_nothing(
-    tmp_path: pathlib.Path, any_way: str, exists: bool
+    tmp_path: pathlib.Path, exists: bool
 ) -> None:
     if exists:
         (tmp_path / "file").write_bytes(b"old")
@@ -83,7 +67,7 @@ def test_a_staged_write_without_commit_changes_nothing(
         assert (tmp_path / "file").read_bytes() == b"old"
 
 
-def test_an_exception_in_between_changes_nothing(tmp_path: pathlib.Path, any_way: str) -> None:
+def test_an_exception_in_between_changes_nothing(tmp_path: pathlib.Path) -> None:
     def interrupted() -> None:
         with StagedWrite(str(tmp_path / "file")) as write:
             write.write(b"new")
@@ -106,7 +90,7 @@ def test_a_staged_write_is_used_once(tmp_path: pathlib.Path) -> None:
     assert (tmp_path / "file").read_bytes() == b""
 
 
-def test_a_file_that_was_removed_meanwhile_is_new(tmp_path: pathlib.Path, any_way: str) -> None:
+def test_a_file_that_was_removed_meanwhile_is_put_all_the_same(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "file"
     file.touch(0o600)
     with StagedWrite(str(file)) as write:
@@ -114,12 +98,10 @@ def test_a_file_that_was_removed_meanwhile_is_new(tmp_path: pathlib.Path, any_wa
         file.unlink()
         write.commit()
     assert file.read_bytes() == b"new"
-    assert file.stat().st_mode & 0o777 == 0o644
+    assert file.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_file_that_appeared_meanwhile_keeps_its_mode(
-    tmp_path: pathlib.Path, any_way: str
-) -> None:
+def test_a_file_that_appeared_meanwhile_keeps_its_mode(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "file"
     with StagedWrite(str(file)) as write:
         write.write(b"new")
@@ -140,16 +122,7 @@ def test_a_directory_that_appeared_meanwhile_is_named(tmp_path: pathlib.Path) ->
 # Temporary files
 
 
-def test_where_the_file_system_can_a_temporary_file_has_no_name(tmp_path: pathlib.Path) -> None:
-    with StagedWrite(str(tmp_path / "file")) as write:
-        write.write(b"new")
-        assert os.listdir(tmp_path) == []
-
-
-def test_elsewhere_a_temporary_file_is_private_and_unpredictable(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delattr(os, "O_TMPFILE")
+def test_a_temporary_file_is_private_and_unpredictable(tmp_path: pathlib.Path) -> None:
     old = os.umask(0)
     try:
         names = set()
@@ -167,36 +140,43 @@ def test_elsewhere_a_temporary_file_is_private_and_unpredictable(
 
 def leave_a_temporary_file(path: pathlib.Path) -> pathlib.Path:
     """
-    Kills a writer that had to use a name.
+    Kill a process that has begun to write.
+
+    :return: The temporary file that it left.
     """
-    code = (
-        "del os.O_TMPFILE\n"
-        "write = StagedWrite(args[0]); write.write(b'half')\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    with pytest.raises(AssertionError):
-        python_as(os.geteuid(), code, path)
+    code = "write = StagedWrite(args[0]); write.write(b'half'); os.kill(os.getpid(), 9)"
+    assert run_python_as(os.geteuid(), code, path).returncode == -signal.SIGKILL
     [name] = [name for name in os.listdir(path.parent) if TEMPORARY.fullmatch(name)]
     return path.with_name(name)
 
 
-def test_what_a_killed_writer_left_is_gone_after_the_next_put(
-    tmp_path: pathlib.Path, any_way: str
+def test_what_a_killed_writer_left_is_gone_after_the_first_put_of_another_process(
+    tmp_path: pathlib.Path,
 ) -> None:
     left = leave_a_temporary_file(tmp_path / "file")
     assert stat.S_IMODE(left.stat().st_mode) == 0o600
-    put(str(tmp_path / "other"), b"new")
+    assert left.read_bytes() == b"half"
+    python_as(os.geteuid(), "put(args[0], b'new')", tmp_path / "other")
     assert os.listdir(tmp_path) == ["other"]
 
 
-def test_the_temporary_file_of_a_living_writer_stays(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delattr(os, "O_TMPFILE")
+def test_a_process_searches_a_directory_for_temporary_files_once(tmp_path: pathlib.Path) -> None:
+    # Every directory listing is an audit event.
+    code = (
+        "events = []\n"
+        "sys.addaudithook(lambda event, _: events.append(event))\n"
+        "for path in args: put(path, b'')\n"
+        "print(sum(event in ('os.listdir', 'os.scandir') for event in events))\n"
+    )
+    (tmp_path / "directory").mkdir()
+    paths = [tmp_path / name for name in ("a", "b", "directory/a", "directory/b", "a")]
+    assert python_as(os.geteuid(), code, *paths).stdout == "2\n"
+
+
+def test_the_temporary_file_of_a_living_writer_stays(tmp_path: pathlib.Path) -> None:
     with StagedWrite(str(tmp_path / "file")) as write:
-        put(str(tmp_path / "other"), b"")
         write.write(b"whole")
-        put(str(tmp_path / "other"), b"")
+        python_as(os.geteuid(), "put(args[0], b'')", tmp_path / "other")
         write.commit()
     assert (tmp_path / "file").read_bytes() == b"whole"
 
@@ -211,17 +191,8 @@ def test_files_that_only_look_like_temporary_ones_stay(tmp_path: pathlib.Path) -
     (tmp_path / f".inmanta-put-{number[1:]}2").symlink_to("target")
     os.mkfifo(tmp_path / f".inmanta-put-{number[1:]}3")
     before = {*os.listdir(tmp_path), "new"}
-    put(str(tmp_path / "new"), b"")
+    python_as(os.geteuid(), "put(args[0], b'')", tmp_path / "new")
     assert set(os.listdir(tmp_path)) == before
-
-
-@support.requires_root
-def test_a_user_does_not_remove_what_another_one_left(public: pathlib.Path) -> None:
-    public.chmod(0o777)
-    left = leave_a_temporary_file(public / "file")
-    left.chmod(0o666)
-    python_as(ALICE, "put(args[0], b'')", public / "other")
-    assert left.exists()
 
 
 # Being killed
@@ -251,12 +222,13 @@ def test_put_killed_while_it_writes_leaves_the_old_content(
         writer.stdout.readline()
         writer.kill()
     assert file.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["file"]
+    python_as(os.geteuid(), "put(args[0], b'')", tmp_path / "other")
+    assert sorted(os.listdir(tmp_path)) == ["file", "other"]
 
 
 @pytest.mark.parametrize("exists", [True, False], ids=["old file", "new file"])
 def test_put_killed_at_any_step_leaves_the_old_or_the_new_content(
-    tmp_path: pathlib.Path, any_way: str, exists: bool
+    tmp_path: pathlib.Path, exists: bool
 ) -> None:
     old = b"old" * 100_000 if exists else None
     new = b"new" * 200_000
@@ -278,8 +250,7 @@ def test_put_killed_at_any_step_leaves_the_old_or_the_new_content(
         left = set(os.listdir(directory)) - {"file"}
         assert all(map(TEMPORARY.fullmatch, left))
         if left:
-            # With a name, and so until the next put.
-            put(str(directory / "other"), b"")
+            python_as(os.geteuid(), "put(args[0], b'')", directory / "other")
             assert not set(os.listdir(directory)) - {"file", "other"}
         if not killed:
             break
@@ -288,29 +259,10 @@ def test_put_killed_at_any_step_leaves_the_old_or_the_new_content(
     assert seen == {old, new}
 
 
-def test_without_a_name_a_killed_put_leaves_nothing_but_in_its_last_step(
-    tmp_path: pathlib.Path,
-) -> None:
-    left = []
-    killed = True
-    while killed:
-        directory = tmp_path / str(len(left))
-        directory.mkdir()
-        (directory / "file").write_bytes(b"old")
-        killed = die_at_step(len(left), functools.partial(put, str(directory / "file"), b"new"))
-        left.append(len(os.listdir(directory)) - 1)
-    assert len(left) > 8
-    # The link is there, and the rename is not yet.
-    assert left.count(1) == 1
-    assert left.count(0) == len(left) - 1
-
-
 # At once
 
 
-def test_concurrent_puts_leave_one_of_the_contents_whole(
-    tmp_path: pathlib.Path, any_way: str
-) -> None:
+def test_concurrent_puts_leave_one_of_the_contents_whole(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "file"
     contents = [bytes([65 + number]) * 700_000 for number in range(6)]
     file.write_bytes(contents[0])
@@ -516,7 +468,7 @@ def test_a_put_in_place_waits_for_the_end_of_another_one(
 def test_a_lock_of_someone_else_does_not_block_put_for_ever(
     bound: tuple[pathlib.Path, pathlib.Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staged, "_LOCK_PATIENCE", 0.2)
+    monkeypatch.setattr(staged, "_LOCK_TIMEOUT", 0.2)
     source, target = bound
     with open(source, "rb") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
@@ -563,26 +515,89 @@ def test_put_in_place_that_reaches_a_limit_keeps_the_old_content(closed: pathlib
     assert closed.read_bytes() == b"old" * 1000
 
 
-def test_put_in_place_puts_the_old_content_back_after_an_error(closed: pathlib.Path) -> None:
-    # A limit below what is there already fails in the middle of it.
-    closed.write_bytes(b"old" * 1_000_000)
+@pytest.mark.parametrize("size", [1_000_000, 20_000_000])
+def test_put_in_place_that_fails_in_the_middle_restores_a_small_file_or_says_that_it_is_lost(
+    closed: pathlib.Path, size: int
+) -> None:
+    old = b"o" * size
+    closed.write_bytes(old)
+    # The limit is below what is there, and is lifted as soon as it was reached.
     code = (
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY))\n"
-        "from inmanta_mitogen import staged\n"
-        "restore = staged._restore\n"
-        "def unlimited(*given):\n"
-        "    print('restored')\n"
-        "    limits = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)\n"
-        "    resource.setrlimit(resource.RLIMIT_FSIZE, limits)\n"
-        "    restore(*given)\n"
-        "staged._restore = unlimited\n"
-        "try: put(args[0], b'new' * 900_000)\n"
+        "forever = resource.RLIM_INFINITY\n"
+        "def lift(*_): resource.setrlimit(resource.RLIMIT_FSIZE, (forever, forever))\n"
+        "signal.signal(signal.SIGXFSZ, lift)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, forever))\n"
+        "try: put(args[0], b'new' * 300_000)\n"
         "except OSError as error: print(error)\n"
     )
-    done = python_as(ALICE, code, closed)
-    assert done.stdout.startswith("restored\n[Errno 27] File too large")
-    assert closed.read_bytes() == b"old" * 1_000_000
+    text = python_as(ALICE, code, closed).stdout
+    assert "[Errno 27] File too large" in text
+    assert ("the old content is lost" in text) == (closed.read_bytes() != old)
+    assert (closed.read_bytes() == old) == (size <= 16 << 20)
+
+
+@pytest.mark.parametrize("exists", [True, False], ids=["old file", "new file"])
+def test_put_works_where_files_can_not_be_renamed(tmp_path: pathlib.Path, exists: bool) -> None:
+    file = tmp_path / "file"
+    if exists:
+        file.write_bytes(b"old")
+        file.chmod(0o640)
+    # As FUSE file systems without that operation do.
+    code = (
+        "def refuse(event, _):\n"
+        "    if event == 'os.rename': raise OSError(38, 'Function not implemented')\n"
+        "sys.addaudithook(refuse)\n"
+        "put(args[0], b'new')\n"
+    )
+    python_as(os.geteuid(), code, file)
+    assert file.read_bytes() == b"new"
+    assert stat.S_IMODE(file.stat().st_mode) == (0o640 if exists else 0o644)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.fixture
+def append_only(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """
+    A directory where files can be created, and neither renamed nor removed, with a file in it.
+    """
+    support.need("chattr", root=True)
+    (tmp_path / "file").write_bytes(b"old")
+    done = subprocess.run(["chattr", "+a", tmp_path], check=False, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"needs a file system with attributes at {tmp_path}: {done.stderr}")
+    yield tmp_path
+    subprocess.run(["chattr", "-a", tmp_path], check=True)
+
+
+def test_put_in_an_append_only_directory_leaves_nothing_behind(append_only: pathlib.Path) -> None:
+    for content in (b"new", b"newer"):
+        for name in ("file", "created"):
+            put(str(append_only / name), content)
+            assert (append_only / name).read_bytes() == content
+    assert sorted(os.listdir(append_only)) == ["created", "file"]
+    assert stat.S_IMODE((append_only / "created").stat().st_mode) == 0o644
+
+
+def test_put_in_place_keeps_the_inode(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"old" * 1000)
+    (tmp_path / "other").hardlink_to(file)
+    file.chmod(0o640)
+    before = file.stat()
+    for content in (b"new", b"n" * 10_000, b""):
+        put(str(file), content, in_place=True)
+        assert (tmp_path / "other").read_bytes() == content
+    after = file.stat()
+    assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
+    assert sorted(os.listdir(tmp_path)) == ["file", "other"]
+
+
+def test_put_in_place_creates_a_file_as_a_whole(tmp_path: pathlib.Path) -> None:
+    with StagedWrite(str(tmp_path / "file"), in_place=True) as write:
+        write.write(b"new")
+        assert not (tmp_path / "file").exists()
+        write.commit()
+    assert (tmp_path / "file").read_bytes() == b"new"
 
 
 def test_put_where_nothing_may_be_written_says_so_beforehand(closed: pathlib.Path) -> None:
@@ -658,11 +673,3 @@ def test_put_without_procfs_works(tmp_path: pathlib.Path) -> None:
     assert file.read_bytes() == b"new"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert os.listdir(tmp_path) == ["file"]
-
-
-def test_a_put_that_is_terminated_leaves_nothing(tmp_path: pathlib.Path) -> None:
-    code = "write = StagedWrite(args[0]); os.kill(os.getpid(), 15); write.commit()"
-    with pytest.raises(AssertionError):
-        python_as(os.geteuid(), code, tmp_path / "file")
-    assert signal.SIGTERM == 15
-    assert os.listdir(tmp_path) == []
