@@ -211,33 +211,3 @@ def _children() -> Dict[int, List[int]]:
                         parent = int(file.read().rpartition(b")")[2].split()[1])
                     children.setdefault(parent, []).append(int(entry))
     return children
-
-
-@mitogen.core.takes_router  # type: ignore[untyped-decorator]  # mitogen is not typed
-def forget_ended(router: Any) -> None:
-    """
-    Let go of what mitogen keeps of the connections that ended, in the interpreter of a hop.
-
-    :param router: mitogen's router of this interpreter, which mitogen passes.
-    """
-    router.broker.defer(forget_ended_now, router)
-
-
-def forget_ended_now(router: Any) -> None:
-    """
-    Let go of what mitogen (0.3.54 and before) keeps of the connections that ended.
-
-    It keeps them until the router ends, and has no public way to make it forget them.
-
-    :param router: A mitogen router. This runs in the thread of its broker.
-    """
-    with router._write_lock:
-        for context_id, context in list(router._context_by_id.items()):
-            known = context_id in router._stream_by_id or context_id in mitogen.parent_ids
-            if not known and not router._handles_by_respondent.get(context):
-                del router._context_by_id[context_id]
-                router._handles_by_respondent.pop(context, None)
-    for listener in list(mitogen.core._signals(router.broker, "shutdown")):
-        reaper = getattr(listener, "__self__", None)  # type: Any
-        if type(reaper).__name__ == "Reaper" and reaper.proc.poll() is not None:
-            mitogen.core.unlisten(router.broker, "shutdown", listener)

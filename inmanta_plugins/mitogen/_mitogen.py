@@ -4,6 +4,7 @@ The only file that uses private names of mitogen or patches it, apart from ``hos
 override methods of mitogen's. Written for mitogen 0.3.45 to 0.3.54.
 """
 
+import inspect
 import logging
 import pickle
 import threading
@@ -47,6 +48,81 @@ def order(function: Callable[..., object], *args: object) -> mitogen.core.Messag
     :param args: Its arguments: plain values.
     """
     return call_message(pickle.dumps(call_arguments(function, args), PICKLE_PROTOCOL))
+
+
+def order_own(function: Callable[[], None]) -> mitogen.core.Message:
+    """Return the message that has mitogen call a function of this file on a host."""
+    return order(exec, source_for_host(function), {})
+
+
+def source_for_host(function: Callable[[], None]) -> str:
+    """
+    Return what ``exec`` takes on a host to call a function of this file there.
+
+    :param function: A function of Python 2 syntax, so that a host that is too old can say so.
+    """
+    return f"{inspect.getsource(function)}\n{function.__name__}()\n"
+
+
+def prepare_host():  # type: () -> None
+    """
+    Prepare a host's importer. Runs on the host, first.
+
+    What is called there must be the agent's own version of it, even where the host has one
+    installed (mitogen's own overrides can't say that: they would also keep the host from importing
+    anything else). And which submodules there are is for the agent to say each time: a list of
+    them, made at first use, would name what others may have.
+    """
+    import sys
+
+    class Anything(object):  # noqa: UP004  # of Python 2 too
+        def __contains__(self, name):  # type: (str) -> bool
+            return True
+
+    anything = Anything()
+
+    class Present(dict):  # type: ignore[type-arg]  # runs on Python 3.6
+        def get(self, package, default=()):  # type: (str, object) -> object
+            of_mitogen = package.split(".")[0] == "mitogen"
+            return dict.get(self, package, default) if of_mitogen else anything
+
+    finders = sys.meta_path  # type: Any
+    for finder in finders:
+        if type(finder).__module__ == "mitogen.core":
+            finder._present = Present(finder._present)
+            finder.policy.overriden = lambda fullname: (
+                fullname.split(".")[0] in ("inmanta_mitogen", "inmanta_plugins")
+            )
+
+
+def forget_ended(router=None):  # type: (Any) -> None
+    """
+    Let go of what mitogen (0.3.54 and before) keeps of the connections that ended.
+
+    It keeps them until the router ends, and has no public way to make it forget them. Runs here, on
+    the thread of the broker, and on the hosts that are hops.
+
+    :param router: The router; None on a host, for the one of its interpreter.
+    """
+    import sys
+
+    import mitogen.core
+
+    if router is None:
+        finders = [one for one in sys.meta_path if type(one).__module__ == "mitogen.core"]
+        router = finders[0]._context.router  # type: ignore[attr-defined]  # mitogen's
+        router.broker.defer(forget_ended, router)
+        return
+    with router._write_lock:
+        for context_id, context in list(router._context_by_id.items()):
+            known = context_id in router._stream_by_id or context_id in mitogen.parent_ids
+            if not known and not router._handles_by_respondent.get(context):
+                del router._context_by_id[context_id]
+                router._handles_by_respondent.pop(context, None)
+    for listener in list(mitogen.core._signals(router.broker, "shutdown")):
+        reaper = getattr(listener, "__self__", None)  # type: Any
+        if type(reaper).__name__ == "Reaper" and reaper.proc.poll() is not None:
+            mitogen.core.unlisten(router.broker, "shutdown", listener)
 
 
 def reset_after_fork() -> None:

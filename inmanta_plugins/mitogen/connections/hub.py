@@ -262,7 +262,7 @@ class Hub:
                 self._router = AgentRouter(broker, size)
             self._users += 1
             # A router that always has some user lives for months.
-            self._router.broker.defer(inmanta_mitogen.dispatch.forget_ended_now, self._router)
+            self._router.broker.defer(_mitogen.forget_ended, self._router)
             return self._router
 
     def leave(self, via: _SharedHop | None) -> None:

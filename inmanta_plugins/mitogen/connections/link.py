@@ -179,8 +179,7 @@ class Link:
         """Hold this hop for one connection through it; one that doesn't answer is cut off."""
         with self._connecting:
             if self._has_connected:
-                # Not before there can be anything to forget: the hop would have to fetch it first.
-                self._order(inmanta_mitogen.dispatch.forget_ended)
+                self.context.send(_mitogen.order_own(_mitogen.forget_ended))
             try:
                 yield _BoundedHop(self.context, seconds)
                 self._has_connected = True

@@ -18,35 +18,19 @@ from typing import Any, Protocol
 
 import mitogen.core
 import mitogen.master
+from inmanta_plugins.mitogen import _mitogen
 from inmanta_plugins.mitogen.hosts import answers, modules
 from inmanta_plugins.mitogen.hosts.modules import PLUGINS, Module, Stamp
 from inmanta_plugins.mitogen.texts import bounded_text
 
 LOGGER = logging.getLogger(__name__)
 
-# Run first in each interpreter. What is called there must be the agent's own version of it, even
-# where the host has one installed (mitogen's own overrides can't say that: they would also keep the
-# host from importing anything else). And which modules there are below inmanta_plugins is for the
-# agent to say each time: a list of them, made at first use, would name what others may have.
-PREPARE_HOST = """
-import sys
-for finder in sys.meta_path:
-    if type(finder).__module__ == 'mitogen.core':
-        finder.policy.overriden = lambda fullname: (
-            fullname.split('.')[0] in ('inmanta_mitogen', 'inmanta_plugins')
-        )
-        finder._present = type('Present', (dict,), {
-            'get': lambda self, package, default=(), any=type('Any', (), {
-                '__contains__': lambda self, name: True
-            })(): (
-                any if package.split('.')[0] == 'inmanta_plugins' else
-                dict.get(self, package, default)
-            )
-        })(finder._present)
-# Compiled while the agent waits in any case, and not in the first call.
-import inmanta_mitogen.dispatch
-import inmanta_mitogen.files
-"""
+PREPARE_HOST = (
+    _mitogen.source_for_host(_mitogen.prepare_host)
+    # Compiled while the agent waits in any case, and not in the first call.
+    + "import inmanta_mitogen.dispatch, inmanta_mitogen.files\n"
+)
+"""Run first in each interpreter."""
 # How many names that were refused are remembered for each host, so as to log each once.
 MOST_REFUSALS = 100
 # No module has a longer name, and no answer to one would find its way into a log.
@@ -162,8 +146,8 @@ class ServedModules(mitogen.core.ImportPolicy):  # type: ignore[misc]  # mitogen
         self._served: dict[int, _Served] = {}
         router.responder.policy = self
         for handle, handler in (
-            (mitogen.core.GET_MODULE, self._on_get_module),
-            (mitogen.core.GET_RESOURCE, self._on_get_resource),
+            (mitogen.core.GET_MODULE, self._on_module_request),
+            (mitogen.core.GET_RESOURCE, self._on_resource_request),
         ):
             router.add_handler(handler, handle=handle, overwrite=True)
 
@@ -230,7 +214,7 @@ class ServedModules(mitogen.core.ImportPolicy):  # type: ignore[misc]  # mitogen
 
     # On the broker's thread
 
-    def _on_get_module(self, msg: mitogen.core.Message) -> None:
+    def _on_module_request(self, msg: mitogen.core.Message) -> None:
         host = self._router.guest_of(msg)
         if msg.is_dead or host is None:
             return
@@ -265,7 +249,7 @@ class ServedModules(mitogen.core.ImportPolicy):  # type: ignore[misc]  # mitogen
         self._log_refusal(host, served, name)
         self._router.route(_message((name, None, None, None, ()), host.id))
 
-    def _on_get_resource(self, msg: mitogen.core.Message) -> None:
+    def _on_resource_request(self, msg: mitogen.core.Message) -> None:
         # Data files of packages: nothing that this module calls on a host has any.
         host = self._router.guest_of(msg)
         if msg.is_dead or host is None:

@@ -1,0 +1,167 @@
+"""Private names of mitogen: where they are used, and that the installed mitogen has them."""
+
+import ast
+import collections.abc
+import importlib
+import inspect
+import pathlib
+import re
+import threading
+
+import mitogen.core
+import mitogen.master
+import mitogen.parent
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+PACKAGE = ROOT / "inmanta_plugins/mitogen"
+SOURCES = [*sorted(PACKAGE.rglob("*.py")), *sorted((ROOT / "inmanta_mitogen").glob("*.py"))]
+# What may use private names of mitogen.
+PERMITTED = [PACKAGE / "_mitogen.py", *sorted((PACKAGE / "hosts").glob("*.py"))]
+NAMES_OF_MITOGEN = {
+    name
+    for module in (mitogen.core, mitogen.parent, mitogen.master)
+    for name in re.findall(r"\b_[a-z]\w*", inspect.getsource(module))
+}
+
+Form = collections.abc.Callable[[], bool]
+
+
+def has_parameters(function: collections.abc.Callable[..., object], *names: str) -> Form:
+    return lambda: list(inspect.signature(function).parameters) == list(names)
+
+
+@pytest.fixture
+def router() -> collections.abc.Iterator[mitogen.master.Router]:
+    broker = mitogen.master.Broker(install_watcher=False)
+    router = mitogen.master.Router(broker)
+    yield router
+    broker.shutdown()
+    broker.join()
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def foreign_names(path: pathlib.Path) -> set[str]:
+    """Return the private names that a file uses as attributes, and does not define itself."""
+    used, defined = set(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and private(node.attr):
+            of_self = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            if of_self and isinstance(node.ctx, ast.Store):
+                defined.add(node.attr)
+            else:
+                used.add(node.attr)
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr":
+            used |= {str(arg.value) for arg in node.args[1:2] if isinstance(arg, ast.Constant)}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            defined.add(node.id)
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            defined |= {alias.asname or alias.name for alias in node.names}
+    return {name for name in used - defined if private(name)} & NAMES_OF_MITOGEN
+
+
+def overridden_names(path: pathlib.Path) -> set[str]:
+    """Return the private names that classes of a file override in mitogen's classes."""
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    module = importlib.import_module(name.removesuffix(".__init__"))
+    classes = [one for one in vars(module).values() if inspect.isclass(one)]
+    return {
+        name
+        for one in classes
+        for base in one.__mro__[1:]
+        if one.__module__ == module.__name__ and base.__module__.startswith("mitogen.")
+        for name in vars(one).keys() & vars(base).keys()
+        if private(name)
+    }
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_private_names_are_used_only_where_they_are_defined(path: pathlib.Path) -> None:
+    if path not in PERMITTED:
+        assert not foreign_names(path)
+
+
+def test_each_private_name_of_mitogen_is_one_whose_form_is_tested() -> None:
+    used = set().union(*(foreign_names(path) | overridden_names(path) for path in PERMITTED))
+    assert used == FUNCTIONS.keys() | ON_A_ROUTER.keys() | MADE_WITH_A_ROUTER.keys()
+
+
+core, parent = mitogen.core, mitogen.parent
+
+# Of classes and modules.
+FUNCTIONS: dict[str, Form] = {
+    "_on_fork": lambda: (
+        has_parameters(core.Latch._on_fork)() and has_parameters(core.Side._on_fork)()
+    ),
+    "_signals": has_parameters(core._signals, "obj", "signal"),
+    "_proxy_connect": has_parameters(
+        parent._proxy_connect, "name", "method_name", "kwargs", "econtext"
+    ),
+    "_connect": has_parameters(mitogen.master.Router._connect, "self", "klass", "kwargs"),
+    "_async_route": has_parameters(mitogen.master.Router._async_route, "self", "msg", "in_stream"),
+    "_on_respondent_disconnect": has_parameters(
+        mitogen.master.Router._on_respondent_disconnect, "self", "context"
+    ),
+    "_on_get_module": has_parameters(mitogen.master.ModuleResponder._on_get_module, "self", "msg"),
+    "_on_add_route": has_parameters(parent.RouteMonitor._on_add_route, "self", "msg"),
+    "_on_del_route": has_parameters(parent.RouteMonitor._on_del_route, "self", "msg"),
+    "_fail_connection": has_parameters(parent.Connection._fail_connection, "self", "exc"),
+    "_send": has_parameters(core.MitogenProtocol._send, "self", "msg"),
+}
+
+# With the type of the value.
+ON_A_ROUTER: dict[str, type] = {
+    "_write_lock": type(threading.Lock()),
+    "_context_by_id": dict,
+    "_stream_by_id": dict,
+    "_handles_by_respondent": dict,
+    "_handle_map": dict,
+}
+
+
+def importer(router: mitogen.master.Router) -> mitogen.core.Importer:
+    return core.Importer(router, "its parent", "", core.ImportPolicy())
+
+
+def protocol(router: mitogen.master.Router) -> mitogen.core.MitogenProtocol:
+    return core.MitogenProtocol(router, 1)
+
+
+def bootstrap(router: mitogen.master.Router) -> mitogen.parent.BootstrapProtocol:
+    return parent.BootstrapProtocol(router.broker)
+
+
+# With what makes the object that has it, and the type of the value.
+MADE_WITH_A_ROUTER: dict[str, tuple[collections.abc.Callable[..., object], type]] = {
+    "_alive": (lambda router: router.broker, bool),
+    "_present": (importer, dict),
+    "_context": (importer, str),
+    "_input_buf": (protocol, collections.deque),
+    "_input_buf_len": (protocol, int),
+    "_trailer": (bootstrap, bytes),
+    "_writer": (bootstrap, core.BufferedWriter),
+    "_len": (lambda router: bootstrap(router)._writer, int),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_installed_mitogen_has_the_function(name: str) -> None:
+    assert FUNCTIONS[name]()
+
+
+@pytest.mark.parametrize("name", ON_A_ROUTER)
+def test_routers_of_the_installed_mitogen_have_the_attribute(
+    name: str, router: mitogen.master.Router
+) -> None:
+    assert isinstance(getattr(router, name), ON_A_ROUTER[name])
+
+
+@pytest.mark.parametrize("name", MADE_WITH_A_ROUTER)
+def test_the_installed_mitogen_has_the_attribute(name: str, router: mitogen.master.Router) -> None:
+    make, kind = MADE_WITH_A_ROUTER[name]
+    assert isinstance(getattr(make(router), name), kind)
