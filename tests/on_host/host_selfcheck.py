@@ -50,14 +50,14 @@ def check_commands() -> None:
     assert run("cat", stdin="\u00e9t\u00e9 \n") == ("\u00e9t\u00e9", "", 0)
     assert run("printf", ["%s", "\u00e9"], {"PATH": os.environ["PATH"]})[0] == "\u00e9"
     raw, _, code = run("sh", ["-c", "printf '\\377'; exit 3"])
-    assert (raw, code) == ("\ufffd\\xff", 3)
+    assert (raw, code) == ("\ufffd", 3)
     assert run("sh", ["-c", "kill -TERM $$"])[2] == -15
     assert run("sh", ["-c", "echo $V$PYTHONPATH"], {"V": "\u00e9"})[0] == "\u00e9"
     assert run("pwd", cwd="/")[0] == "/"
     late = ["-c", "echo before; sleep 1000 & sleep 1000"]
     text = str(error_of(CommandTimeoutError, run, "sh", late, timeout=0.3))
     assert "before" in text, text
-    assert text.count("sleep (") == 2, text
+    assert "'sh' timed out after 0.3 seconds; it was ended" in text, text
     text = str(error_of(FileNotFoundError, run, "no-such-command"))
     assert "no-such-command" in text, text
 
