@@ -10,8 +10,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from inmanta_mitogen.files import file_stat, hash_file, islink, lexists, put, read, read_binary
+    from inmanta_mitogen.files import file_stat, hash_file, islink, lexists, read, read_binary
     from inmanta_mitogen.process import run
+    from inmanta_mitogen.staged import put
 
 __all__ = [
     "file_stat",
@@ -28,8 +29,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "run":
-        from inmanta_mitogen import process as module
+    # Only the one that is needed: a host compiles each.
+    if name == "put":
+        from inmanta_mitogen import staged as module
+    elif name == "run":
+        from inmanta_mitogen import process as module  # type: ignore[no-redef]
     else:
         from inmanta_mitogen import files as module  # type: ignore[no-redef]
 

@@ -177,7 +177,7 @@ def put_checked(path: AnyPath, content: bytes, sha1: str) -> None:
     :param sha1: Its sum where it comes from, in hexadecimal.
     :raises OSError: As :func:`receive`.
     """
-    from inmanta_mitogen.files import put
+    from inmanta_mitogen.staged import put
 
     digest = new_hash()
     digest.update(content)

@@ -1,5 +1,8 @@
 """
-A file's new content, kept apart until it is complete.
+Give a file a new content, as a whole or not at all.
+
+What a host needs only where a file can't be replaced is in :mod:`inmanta_mitogen.in_place`, so that
+most hosts never compile it.
 """
 
 import contextlib
@@ -8,19 +11,9 @@ import fcntl
 import os
 import stat
 import sys
-import time
 from typing import IO, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple, Type, Union
 
 from inmanta_mitogen.names import AnyPath, encode
-
-_BLOCK = 1 << 20
-
-#: The size, in bytes, up to which a content is kept in memory: a new one that has no file beside
-#: the target to wait in, and the old one of a file that is written in place.
-_IN_MEMORY = 16 << 20
-
-#: How many seconds to wait for others who write the same file in place.
-_LOCK_TIMEOUT = 10.0
 
 #: The name of a temporary file is this and 32 hexadecimal digits.
 _PREFIX = ".inmanta-put-"
@@ -56,17 +49,71 @@ def as_bytes(content: object) -> memoryview:
     if isinstance(content, str):
         raise TypeError("The content must be bytes, not str: encode it first, text.encode()")
     try:
-        view = memoryview(content)  # type: ignore[arg-type]  # this finds out
+        return memoryview(content).cast("B")  # type: ignore[arg-type]  # this finds out
     except TypeError:
         kind = type(content).__name__
         raise TypeError(f"The content must be bytes, not {kind}") from None
-    return view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
+
+
+def put(path: AnyPath, content: bytes, *, in_place: bool = False) -> None:
+    """
+    Make ``content`` the whole content of a file.
+
+    Either it is complete or what was there is untouched: the content goes to a private temporary
+    file in the same directory, to the disk, and then takes the old file's place in one step. That
+    holds for a full disk, a spent quota, this process being killed and the machine losing power
+    (then the old or the new content is there, whole). Of several puts of one path at once, one's
+    content is there at the end, whole.
+
+    - An existing file keeps its owner, mode and extended attributes, so its ACL and its SELinux
+      label too, except for IMA and EVM signatures, which are made for the content. It is
+      a new inode: other hard links keep the old content, a process that has the file open goes on
+      with the old one, and file attributes (``chattr``) are the directory's. The owner of a
+      read-only file can put it, too.
+    - A new file has the mode that the umask, or the directory's default ACL, gives.
+    - A symlink stays, and its target is written, existing or not. As with the kernel's
+      ``fs.protected_symlinks``, whatever that is set to: in a directory where everyone may create
+      files and the sticky bit is set (``/tmp``), only links of the calling user and of the
+      directory's owner are followed.
+    - No temporary file is left, except by a process that was killed. It is removed at the first
+      put of a later process into that directory, by its name (``.inmanta-put-`` and 32 hexadecimal
+      digits) and as nobody holds its lock. Directories whose list of names takes more than 1 MiB
+      are not searched.
+
+    What can't be replaced is **written in place**: devices and FIFOs, entries of /proc and /sys,
+    bind-mounted files, files where the directory may not be written to, is sticky or append-only,
+    file systems that can't rename or have no room for a second file, and files whose owner, mode or
+    extended attributes this user may not give to another file. The content is then complete on this
+    host before the first byte is written, in memory up to 16 MiB, else in the temporary directory.
+    A regular file grows to its new size first, with its old content untouched, and gets its old
+    content back after an error if that has at most 16 MiB, so a full disk does no harm there
+    either. But being killed, or losing power, in the middle of it leaves a mixture, others can see
+    it half-written, and two at once take turns only as long as nobody else holds a lock (flock) on
+    the file: after ten seconds it is written nevertheless.
+
+    Outside Linux, extended attributes and ACLs are not kept.
+
+    :param path: The file. Its directory must exist.
+    :param content: Bytes, or something with the buffer protocol (bytearray, memoryview).
+    :param in_place: Whether an existing file is written in place although it could be replaced, for
+        a file that is mounted elsewhere, or that a process keeps open. By default it is replaced.
+    :raises TypeError: ``content`` is text. Nothing was touched.
+    :raises IsADirectoryError: The path is a directory.
+    :raises FileNotFoundError: Its directory does not exist.
+    :raises PermissionError: This user may neither replace nor write it, or a symlink on the way is
+        not to be trusted.
+    :raises OSError: It can't be written: ENOSPC, EDQUOT, ENXIO for a FIFO that nobody reads.
+    """
+    view = as_bytes(content)
+    with StagedWrite(path, in_place=in_place) as staged:
+        staged.write(view)
+        staged.commit()
 
 
 class StagedWrite:
     """
     Collect a file's new content, and put it in place as a whole or not at all.
-    :func:`inmanta_mitogen.files.put` says what is kept and what is promised::
+    :func:`put` says what is kept and what is promised::
 
         with StagedWrite("/etc/motd") as staged:
             for chunk in chunks:
@@ -78,7 +125,7 @@ class StagedWrite:
     :param path: The file. Where it leads to is settled here, once.
     :param in_place: Whether a file that exists keeps its inode.
     :attr size: How many bytes were written so far.
-    :raises OSError: As :func:`inmanta_mitogen.files.put`, as far as it can be known beforehand.
+    :raises OSError: As :func:`put`, as far as it can be known beforehand.
     """
 
     def __init__(self, path: AnyPath, *, in_place: bool = False) -> None:
@@ -107,15 +154,15 @@ class StagedWrite:
         """
         view = as_bytes(chunk)
         file = self._opened()
-        with self._naming("the old content, if any, is untouched"):
+        with self._naming():
             try:
-                _write_all(file, view)
+                write_all(file, view)
             except OSError:
-                if self._temporary is None or self._target.state() is None:
+                if self._temporary is None or not self._target.is_writable():
                     raise
                 # There may be room for one content, though not for two.
                 self._move_to_spool()
-                _write_all(self._opened(), view)
+                write_all(self._opened(), view)
         self.size += len(view)
 
     def commit(self) -> None:
@@ -130,7 +177,9 @@ class StagedWrite:
             with self._naming():
                 name = self._temporary
                 if name is None or not self._replace(file, name):
-                    self._write_in_place(file)
+                    from inmanta_mitogen.in_place import write_in_place
+
+                    write_in_place(self._target, file, self.size)
         finally:
             self.abort()
 
@@ -152,14 +201,12 @@ class StagedWrite:
         self.abort()
 
     @contextlib.contextmanager
-    def _naming(self, remark: str = "") -> Iterator[None]:
+    def _naming(self) -> Iterator[None]:
         """Make errors name the path that was given, not the one of a temporary file."""
         try:
             yield
         except OSError as error:
             text = error.strerror or str(error)
-            if remark:
-                text = f"{text} ({remark})"
             raise OSError(error.errno or errno.EIO, text, self.path) from error
 
     # Where the content waits
@@ -180,7 +227,9 @@ class StagedWrite:
         if regular:
             # Fail now rather than after the whole content has come to this host.
             os.close(self._target.open(os.O_WRONLY))
-        self._file = _open_spool()
+        from inmanta_mitogen.in_place import open_spool
+
+        self._file = open_spool()
 
     def _open_temporary(self, is_new: bool) -> None:
         name = _PREFIX + os.urandom(16).hex()
@@ -190,15 +239,17 @@ class StagedWrite:
         self._temporary = name
         self._file = open(file, "r+b", buffering=0)  # noqa: SIM115  # abort() closes it
         self._mode = stat.S_IMODE(os.fstat(file).st_mode)
-        _try_lock(file)
+        try_lock(file)
         if is_new:
             _set_mode(file, 0o600)
 
     def _move_to_spool(self) -> None:
+        from inmanta_mitogen.in_place import copy, open_spool
+
         source, name = self._opened(), self._temporary
-        self._file, self._temporary = _open_spool(), None
+        self._file, self._temporary = open_spool(), None
         try:
-            _copy(source, self._file, 0, self.size)
+            copy(source, self._file, 0, self.size)
         finally:
             self._remove(source, name)
 
@@ -233,7 +284,7 @@ class StagedWrite:
                 _set_mode(file.fileno(), self._mode)
         except OSError:
             return False
-        _flush(file)
+        flush(file)
         try:
             os.replace(name, target.name, src_dir_fd=target.directory, dst_dir_fd=target.directory)
         except OSError:
@@ -241,78 +292,11 @@ class StagedWrite:
         self._temporary = None
         return True
 
-    def _write_in_place(self, source: IO[bytes]) -> None:
-        target = self._target
-        is_new = target.state() is None
-        try:
-            opened = target.open(os.O_WRONLY | (os.O_CREAT | os.O_EXCL if is_new else 0))
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                error.strerror = "Nobody reads from this FIFO, or nothing is behind this device"
-            raise
-        with open(opened, "wb", buffering=0) as file:
-            try:
-                self._fill(source, file)
-            except BaseException:
-                if is_new:
-                    self._remove(None, os.fsdecode(target.name))
-                raise
-
-    def _fill(self, source: IO[bytes], file: IO[bytes]) -> None:
-        os.set_blocking(file.fileno(), True)
-        mode = os.fstat(file.fileno()).st_mode
-        if stat.S_ISREG(mode) and os.fstatvfs(file.fileno()).f_blocks:
-            self._overwrite(source, file)
-            return
-        # /proc, /sys and their like hold no blocks, and take a value from a single write.
-        if stat.S_ISREG(mode):
-            file.truncate(0)
-        _copy(source, file, 0, self.size)
-        if stat.S_ISBLK(mode):
-            _flush(file)
-
-    def _overwrite(self, source: IO[bytes], file: IO[bytes]) -> None:
-        _wait_for_lock(file.fileno())
-        old_size = os.fstat(file.fileno()).st_size
-        old = self._read_old(old_size)
-        has_old = True
-        try:
-            # What may find no room comes first, behind the old content.
-            file.seek(old_size)
-            _copy(source, file, old_size, self.size)
-            _flush(file)
-            has_old = False
-            file.seek(0)
-            _copy(source, file, 0, min(self.size, old_size))
-            file.truncate(self.size)
-            _flush(file)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                if not has_old and old is not None:
-                    file.seek(0)
-                    _write_all(file, memoryview(old))
-                    has_old = True
-                file.truncate(old_size)
-            if not has_old:
-                number = getattr(error, "errno", None) or errno.EIO
-                raise OSError(number, f"{error}; the old content is lost") from error
-            raise
-
-    def _read_old(self, size: int) -> Optional[bytes]:
-        """Return the old content, None where it is large or this user may not read it."""
-        if size > _IN_MEMORY:
-            return None
-        try:
-            with open(self._target.open(os.O_RDONLY), "rb") as file:
-                return file.read()
-        except PermissionError:
-            return None
-
 
 # Where a path leads to
 
 
-class _Target(NamedTuple):
+class Target(NamedTuple):
     """
     An entry of an open directory, so that it stays the same whatever happens to the path.
 
@@ -331,13 +315,21 @@ class _Target(NamedTuple):
         except FileNotFoundError:
             return None
 
+    def is_writable(self) -> bool:
+        """Return whether there is something that can be opened for writing."""
+        try:
+            os.close(self.open(os.O_WRONLY))
+            return True
+        except OSError:
+            return False
+
     def open(self, flags: int) -> int:
         """Open what is there now, without following a symlink or waiting for a FIFO."""
         flags |= os.O_NONBLOCK | os.O_NOCTTY | (0 if self.by_kernel else os.O_NOFOLLOW)
         return os.open(self.name, flags, 0o666, dir_fd=self.directory)
 
 
-def _locate(path: AnyPath) -> _Target:
+def _locate(path: AnyPath) -> Target:
     """
     Follow a path, symlinks included, one step at a time: the kernel would resolve it anew at each
     use, and whoever may change a directory on the way could make two uses mean two files.
@@ -353,7 +345,7 @@ def _locate(path: AnyPath) -> _Target:
             name = steps.pop()
             link, by_kernel = _read_link(directory, name)
             if link is None and not steps:
-                return _Target(directory, name, by_kernel)
+                return Target(directory, name, by_kernel)
             if link is not None:
                 links += 1
                 if links > _MAX_LINKS:
@@ -409,14 +401,6 @@ def _read_link(directory: int, name: bytes) -> Tuple[Optional[bytes], bool]:
 # Temporary files
 
 
-def _open_spool() -> IO[bytes]:
-    """Open a file in memory that moves to the temporary directory when it is large."""
-    # Imported when needed, which is seldom, as it takes longer than all the rest.
-    import tempfile
-
-    return tempfile.SpooledTemporaryFile(_IN_MEMORY)
-
-
 def _may_rename_in(directory: int) -> bool:
     """
     Return whether files of the directory can be renamed, as far as it can be known. Remove what
@@ -456,24 +440,17 @@ def _remove_abandoned(directory: int) -> None:
             with contextlib.suppress(OSError):
                 flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK
                 with open(os.open(name, flags, dir_fd=directory), "wb", buffering=0) as file:
-                    if _try_lock(file.fileno()):
+                    if try_lock(file.fileno()):
                         os.unlink(name, dir_fd=directory)
 
 
-def _try_lock(file: int) -> bool:
+def try_lock(file: int) -> bool:
     """Return whether this open file has the lock now. Some file systems have none."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     except OSError:
         return False
-
-
-def _wait_for_lock(file: int) -> None:
-    # Not for ever: someone else may hold a lock on the file for a reason of their own.
-    deadline = time.monotonic() + _LOCK_TIMEOUT
-    while not _try_lock(file) and time.monotonic() < deadline:
-        time.sleep(0.01)
 
 
 # Owner, mode, extended attributes
@@ -530,22 +507,15 @@ def _read_xattrs(file: int) -> Dict[str, bytes]:
 # Writing
 
 
-def _copy(source: IO[bytes], target: IO[bytes], start: int, end: int) -> None:
-    source.seek(start)
-    while start < end:
-        block = source.read(min(_BLOCK, end - start))
-        if not block:
-            raise OSError(errno.EIO, "A temporary file was truncated")
-        _write_all(target, memoryview(block))
-        start += len(block)
-
-
-def _write_all(file: IO[bytes], view: memoryview) -> None:
+def write_all(file: IO[bytes], view: memoryview) -> None:
+    """
+    Write all of the content to where the file is at.
+    """
     while view:
         view = view[file.write(view) :]
 
 
-def _flush(file: IO[bytes]) -> None:
+def flush(file: IO[bytes]) -> None:
     """
     Write to the disk. Some file systems find out only here that it is full, and after a power
     failure a file that was renamed but never flushed may be empty.

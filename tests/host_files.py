@@ -22,8 +22,7 @@ MALLORY = 54322
 
 _PRELUDE = """
 import os, resource, signal, stat, sys, tempfile
-import inmanta_mitogen
-from inmanta_mitogen import put
+from inmanta_mitogen import in_place, put
 from inmanta_mitogen.staged import StagedWrite
 uid = int(sys.argv.pop(1))
 os.setgroups([])

@@ -185,8 +185,8 @@ def test_a_dangling_symlink_exists_and_is_a_link(tmp_path: pathlib.Path) -> None
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"new", bytearray(b"new"), memoryview(b"new"), memoryview(b"n_e_w")[::2]],
-    ids=["empty", "bytes", "bytearray", "memoryview", "strided"],
+    [b"", b"new", bytearray(b"new"), memoryview(b"new")],
+    ids=["empty", "bytes", "bytearray", "memoryview"],
 )
 def test_put_makes_the_content_the_whole_content(
     tmp_path: pathlib.Path, content: bytes | bytearray | memoryview

@@ -30,7 +30,7 @@ from host_files import (
 )
 
 import support
-from inmanta_mitogen import put, read_binary, staged
+from inmanta_mitogen import in_place, put, read_binary
 from inmanta_mitogen.staged import StagedWrite
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -468,7 +468,7 @@ def test_a_put_in_place_waits_for_the_end_of_another_one(
 def test_a_lock_of_someone_else_does_not_block_put_for_ever(
     bound: tuple[pathlib.Path, pathlib.Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staged, "_LOCK_TIMEOUT", 0.2)
+    monkeypatch.setattr(in_place, "_LOCK_TIMEOUT", 0.2)
     source, target = bound
     with open(source, "rb") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
