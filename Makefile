@@ -1,4 +1,4 @@
-# The verbs of this project; `make help` lists them.
+# The commands of this project; `make help` lists them.
 
 # The interpreter of .venv: 3.11 or later.
 PYTHON ?= python3
@@ -7,10 +7,13 @@ PYTEST_ARGS ?=
 # How long make soak takes; SOAK_ARGS="--seed S" has the same faults again.
 MINUTES ?= 1
 SOAK_ARGS ?=
-# More arguments for tools/matrix.py, e.g. make matrix MATRIX_ARGS="--row 3.13"
-MATRIX_ARGS ?=
+# More arguments for nox, e.g. make matrix MATRIX_ARGS="-k core20 -- -k ssh"
+MATRIX_ARGS ?= -s tests
 
 python := .venv/bin/python
+# Another PYTHON, or another place of this folder, makes .venv anew.
+made := .venv/made-$(subst /,-,$(PYTHON)$(CURDIR))
+nox := $(python) -m nox --no-error-on-missing-interpreters
 
 .DEFAULT_GOAL := help
 .PHONY: help env host test check format matrix demo docs dist soak bench clean
@@ -18,8 +21,13 @@ python := .venv/bin/python
 help: ## what there is to make
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | expand -t 10
 
-env: ## .venv, up to date: this module (editable) and all that tests, checks and demo use
-	@tools/make_env.sh .venv "$(PYTHON)" -r requirements-dev.txt
+env: $(made) ## .venv, up to date: this module (editable) and all that tests, checks and demo use
+
+$(made): setup.cfg setup.py requirements-dev.txt demo/requirements.txt
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || tools/prepare_host.sh python3-venv
+	$(PYTHON) -m venv --clear .venv
+	@$(python) -m pip install -qq --disable-pip-version-check -e . -r requirements-dev.txt
+	@touch $@
 
 host:
 	@tools/prepare_host.sh
@@ -32,14 +40,15 @@ check: env ## format, lint, security, types, imports, known vulnerabilities of w
 	$(python) -m ruff check .
 	$(python) -m mypy
 	.venv/bin/lint-imports --no-logo --no-cache
+	.venv/bin/shellcheck .ci/run $$(git ls-files '*.sh')
 	@$(python) tools/audit.py
 
 format: env ## rewrite the sources in the project's format
 	$(python) -m ruff check --fix .
 	$(python) -m ruff format .
 
-matrix: host ## the tests on each supported combination of Python, inmanta-core and mitogen
-	@"$(PYTHON)" tools/matrix.py $(MATRIX_ARGS)
+matrix: host env ## the tests on each supported combination of Python, inmanta-core and mitogen
+	@$(nox) $(MATRIX_ARGS)
 
 soak: host env ## puts, runs and reads for MINUTES=n (1) while everything around them fails
 	@$(python) tools/soak.py --minutes $(MINUTES) $(SOAK_ARGS)
@@ -47,19 +56,15 @@ soak: host env ## puts, runs and reads for MINUTES=n (1) while everything around
 demo: env ## an orchestrator that deploys a small model; KEEP=1 leaves it up
 	@exec env KEEP="$(KEEP)" $(python) demo/run.py
 
-docs: ## the guide, in docs/_build/html, with its links checked
-	@tools/make_env.sh .venv-docs "$(PYTHON)" -r docs/requirements.txt
-	@rm -rf docs/_build
-	@.venv-docs/bin/python -m sphinx -q -W --keep-going -b linkcheck docs docs/_build/linkcheck
-	@.venv-docs/bin/python -m sphinx -W --keep-going -b html docs docs/_build/html
+docs: env ## the guide, in docs/_build/html, with its links checked
+	@$(nox) -s docs
 
-dist: ## wheel and sdist, in dist/, checked and tried on each supported Python
-	@"$(PYTHON)" -m tools.dist
+dist: env ## wheel and sdist, in dist/, checked and tried on each supported Python
+	@$(nox) -s dist
 
-bench: host ## this module against the published one, execnet, asyncssh and ssh: docs/benchmarks.md
-	@tools/make_env.sh .venv-bench/ours "$(PYTHON)" -r benchmarks/requirements.txt matplotlib
-	@.venv-bench/ours/bin/python benchmarks/run.py
+bench: host env ## this module against the published one, execnet, asyncssh and ssh: docs/benchmarks.md
+	@$(nox) -s bench -- $(BENCH_ARGS)
 
 clean: ## remove all that was made here
-	rm -rf .venv .venv-* .cache build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* .nox .cache build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -19,7 +19,6 @@ import tempfile
 import time
 import typing
 
-import environments
 import report
 
 from pytest_inmanta_mitogen import SshHost
@@ -41,6 +40,12 @@ LATENCY = 0.025
 
 OURS, PUBLISHED = "this module", "published 0.2.5"
 MITOGEN, EXECNET, ASYNCSSH, SSH = "mitogen", "execnet", "asyncssh", "ssh cat"
+
+
+def pythons() -> dict[str, str]:
+    """The interpreters of the environments that nox made."""
+    names = {"ours": "bench", "published": "peer", "others": "rivals"}
+    return {key: str(HERE.parent / ".nox" / name / "bin/python") for key, name in names.items()}
 
 
 class Peer:
@@ -79,7 +84,7 @@ class Bench:
         self.host = host
         self.directory = directory
         self.figures = report.Figures()
-        python = environments.pythons()
+        python = pythons()
         kinds = {
             OURS: (python["ours"], "inmanta"),
             PUBLISHED: (python["published"], "inmanta"),
@@ -233,7 +238,7 @@ class Bench:
             self.peers[name].ask("shut", key="a")
 
     def imports(self) -> None:
-        python = environments.pythons()
+        python = pythons()
         for _ in range(ROUNDS):
             for name, key in ((OURS, "ours"), (PUBLISHED, "published")):
                 command = [python[key], str(HERE / "subject.py"), "import"]
@@ -244,7 +249,7 @@ class Bench:
                 self.figures.add("agent", "import, beyond inmanta and mitogen", name, seconds)
 
     def deploys(self) -> None:
-        python = environments.pythons()
+        python = pythons()
         for name, key in ((OURS, "ours"), (PUBLISHED, "published")):
             module = self.directory / f"module-{key}"
             files = self.directory / f"files-{key}"
@@ -320,7 +325,6 @@ def machine() -> str:
 
 def main() -> None:
     before, start = machine(), time.monotonic()
-    environments.make()
     with contextlib.ExitStack() as stack:
         host = stack.enter_context(SshHost(config=["Subsystem sftp internal-sftp"]))
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))

@@ -20,6 +20,7 @@ missing=$(
 )
 [ -n "$missing" ] || exit 0
 
+# shellcheck disable=SC2086
 echo "Installing:" $missing
 export DEBIAN_FRONTEND=noninteractive
 log=$(mktemp)

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-HERE = pathlib.Path(__file__).resolve().parent
+SUITE = pathlib.Path(__file__).resolve().parents[1]
 TESTS = """
 import pytest
 
@@ -39,11 +39,11 @@ def suite(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Pa
     """
     A folder of tests that are run as those of this project are.
     """
-    shutil.copy(HERE / "conftest.py", tmp_path)
-    shutil.copy(HERE.parent / "pyproject.toml", tmp_path)
+    shutil.copy(SUITE / "conftest.py", tmp_path)
+    shutil.copy(SUITE.parent / "pyproject.toml", tmp_path)
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_it.py").write_text(TESTS)
-    monkeypatch.setenv("PYTHONPATH", f"{HERE.parent}{os.pathsep}{HERE}")
+    monkeypatch.setenv("PYTHONPATH", f"{SUITE.parent}{os.pathsep}{SUITE}")
     return tmp_path
 
 
@@ -91,36 +91,3 @@ def test_a_file_that_is_skipped_is_a_failure_where_nothing_may_be_skipped(
 
     assert done.returncode != 0
     assert "no_such_module" in done.stdout
-
-
-def test_the_matrix_counts_what_a_report_says(
-    suite: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(HERE.parent / "tools"))
-    import matrix
-
-    row = matrix.rows()[0]
-    pytest_prints(suite, monkeypatch, "")
-    skipping = matrix.read_outcome(row, {}, suite / "report.xml", 0)
-    pytest_prints(suite, monkeypatch, "1")
-    strict = matrix.read_outcome(row, {}, suite / "report.xml", 1)
-    absent = matrix.read_outcome(row, {}, suite / "no-report.xml", 0)
-
-    # pytest reports a failure that was expected as a skip.
-    assert (skipping.passed, skipping.failed, skipping.skipped) == (2, 0, 2)
-    assert (strict.passed, strict.failed, strict.skipped) == (2, 1, 1)
-    assert absent.exit_code != 0
-
-
-def test_a_row_of_the_matrix_knows_its_own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(HERE.parent / "tools"))
-    import matrix
-
-    rows = {row.name: row for row in matrix.rows()}
-    newest = {"python": "3.13.5", "inmanta-core": "20.3.0", "mitogen": "99.0"}
-    lowest = {**newest, "mitogen": matrix.lowest("mitogen")}
-
-    assert [n for n, row in rows.items() if matrix.is_instance(row, newest)] == ["core20"]
-    assert matrix.is_instance(rows["lowest-mitogen"], lowest)
-    assert not matrix.is_instance(rows["core14"], newest)
-    assert not matrix.is_instance(rows["core20"], {**newest, "inmanta-core": "2.0"})
