@@ -1,0 +1,100 @@
+"""The operator's command ``check`` on real hosts: what it says of those that cannot be reached."""
+
+import json
+import pathlib
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import support
+from inmanta_plugins.mitogen import Cause
+from pytest_inmanta_mitogen import SshHost
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def check(
+    host: SshHost, user: str, *arguments: str, port: int | None = None
+) -> tuple[int, dict[str, Any]]:
+    """
+    Run the command as an operator does, who names the host; its exit status, and what it found out
+    about the last hop that it tried.
+    """
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "inmanta_plugins.mitogen", "check"),
+            f"ssh://{user}@{host.hostname}:{port or host.port}",
+            *("--check-host-keys", "ignore", "--json", *arguments),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr == ""
+    last: dict[str, Any] = json.loads(done.stdout)["hops"][-1]
+    return done.returncode, last
+
+
+def test_a_good_chain(server: SshHost, trusted: support.User, python: str) -> None:
+    arguments = ["--identity", server.identity_file, "--python", python, "--sudo", "--speed"]
+    status, hop = check(server, trusted.name, *arguments)
+
+    assert status == 0, hop
+    assert hop["hop"] == "sudo root"
+    assert hop["user"] == "root (0)"
+    assert min(hop["round_trip_ms"], hop["put_mb_s"], hop["read_mb_s"]) > 0
+
+
+def test_the_command_of_a_hop_runs_by_hand(
+    server: SshHost, trusted: support.User, python: str
+) -> None:
+    arguments = ["--identity", server.identity_file, "--python", python, "--sudo"]
+    _, hop = check(server, trusted.name, *arguments)
+
+    by_hand = subprocess.run(hop["command"], shell=True, capture_output=True, text=True)
+
+    assert by_hand.stdout == f"Python {hop['version']}\n", by_hand.stderr
+
+
+def test_a_refused_port(server: SshHost) -> None:
+    status, hop = check(server, "root", port=support.free_port())
+
+    assert (status, hop["cause"]) == (1, "REFUSED")
+    assert hop["advice"] == Cause.REFUSED.value
+
+
+def test_a_wrong_key(mitogen_ssh_host: SshHost, tmp_path: pathlib.Path) -> None:
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+
+    status, hop = check(mitogen_ssh_host, mitogen_ssh_host.username, "--identity", str(key))
+
+    assert (status, hop["cause"]) == (1, "AUTHENTICATION")
+    assert f"-i {key} " in hop["command"]
+
+
+def test_a_missing_python(server: SshHost, trusted: support.User) -> None:
+    arguments = ["--identity", server.identity_file, "--python", "/usr/bin/python9"]
+    status, hop = check(server, trusted.name, *arguments)
+
+    assert (status, hop["cause"]) == (1, "PYTHON_NOT_FOUND")
+    assert "found on that host: /" in hop["detail"]
+
+
+def test_sudo_that_asks_for_a_password(server: SshHost, asked: support.User, python: str) -> None:
+    arguments = ["--identity", server.identity_file, "--python", python, "--sudo"]
+    status, hop = check(server, asked.name, *arguments)
+
+    assert (status, hop["cause"]) == (1, "PASSWORD_REQUIRED")
+    assert hop["hop"] == "sudo root"
+
+
+def test_a_host_that_hangs(server: SshHost) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        status, hop = check(server, "root", "--timeout", "2", port=silent.getsockname()[1])
+
+    assert (status, hop["cause"]) == (1, "TIMEOUT")
+    assert hop["seconds"] < 30

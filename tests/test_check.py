@@ -1,0 +1,169 @@
+"""The operator's command ``check``: what it takes, what it prints, and how it ends."""
+
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import support
+from inmanta_plugins.mitogen.__main__ import main
+from inmanta_plugins.mitogen.check import command_line
+
+SECRET = "canary-7f3a"
+
+
+def check(*arguments: str, stdin: object = None) -> subprocess.CompletedProcess[str]:
+    """Run the command as an operator does; a context for standard input is given as JSON."""
+    return subprocess.run(
+        [sys.executable, "-m", "inmanta_plugins.mitogen", "check", *arguments],
+        input=None if stdin is None else json.dumps(stdin),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_each_hop_is_shown_and_the_status_is_0() -> None:
+    done = check("--context", "-", stdin={**support.LOCAL, "name": "inner", "via": support.LOCAL})
+
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second = done.stdout.split("\n1 of 2: ")[1].split("\n2 of 2: ")
+    for shown, name in ((first, "here (local)"), (second, "inner (local)")):
+        assert shown.startswith(name)
+        for row in ("command", "connected", "user", "Python", "round trip", "temporary"):
+            assert f"\n  {row:<12}" in shown
+    assert ".".join(map(str, sys.version_info[:3])) in first
+
+
+def test_json_holds_what_was_found_about_each_hop(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "context.json"
+    file.write_text(json.dumps(support.LOCAL))
+
+    done = check("--context", str(file), "--json", "--speed")
+
+    document = json.loads(done.stdout)
+    (hop,) = document.pop("hops")
+    assert document == {"context": "here (local)", "works": True, "notes": []}
+    assert hop["works"] is True
+    assert hop["hop"] == "here (local)"
+    assert hop["python"] == sys.executable
+    assert hop["tmp_free"] > 0
+    assert min(hop[name] for name in ("seconds", "round_trip_ms", "put_mb_s", "read_mb_s")) > 0
+
+
+def test_measuring_the_throughput_leaves_no_file(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+    done = check("--context", "-", "--json", "--speed", stdin=support.LOCAL)
+
+    assert json.loads(done.stdout)["hops"][0]["tmp"] == str(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_hop_that_fails_ends_the_check_with_status_1() -> None:
+    missing = {"method_name": "local", "name": "gone", "python_path": ["/nonexistent/python"]}
+
+    done = check("--context", "-", "--json", stdin={**support.LOCAL, "via": missing})
+
+    assert done.returncode == 1
+    document = json.loads(done.stdout)
+    assert document["works"] is False
+    (hop,) = document["hops"]
+    assert hop["cause"] == "PYTHON_NOT_FOUND"
+    assert "found on that host" in hop["detail"]
+    assert "python_path" in hop["advice"]
+    assert hop["command"] == "/nonexistent/python -V"
+
+
+WRONG = {
+    "nothing to check": [],
+    "two things to check": ["host", "--context", "file"],
+    "no host and no resource": ["--environment", "8f7e5f0e-5b0a-4f7e-9b0a-8f7e5f0e5b0a"],
+    "a password in the host": [f"deploy:{SECRET}@host"],
+    "a password as an option": ["host", f"--password={SECRET}"],
+    "a password as a word": ["host", SECRET],
+    "another scheme": [f"ftp://{SECRET}@host"],
+    "a port that cannot be": ["host:70000"],
+    "a host that is an option of ssh": ["--", "-oProxyCommand=true"],
+    "no time at all": ["host", "--timeout", "0"],
+    "a lost file": ["--context", "/nonexistent/file"],
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG.values(), ids=WRONG.keys())
+def test_wrong_usage_ends_with_status_2_and_shows_no_password(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["check", *arguments])
+
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "error: " in err
+    assert SECRET not in err
+
+
+@pytest.mark.parametrize(
+    "context",
+    [[1], "text", {}, {"method_name": "ssh"}, {"method_name": "local", "passwort": SECRET}],
+)
+def test_a_wrong_context_ends_with_status_2(
+    context: object, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "context.json"
+    file.write_text(json.dumps(context))
+
+    with pytest.raises(SystemExit) as ended:
+        main(["check", "--context", str(file)])
+
+    assert ended.value.code == 2
+    assert SECRET not in capsys.readouterr().err
+
+
+def test_an_orchestrator_that_cannot_be_reached_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / ".inmanta.cfg").write_text(
+        f"[cmdline_rest_transport]\nhost=127.0.0.1\nport={support.free_port()}\n"
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    done = check("--environment", "8f7e5f0e-5b0a-4f7e-9b0a-8f7e5f0e5b0a", "--host", "web")
+
+    assert done.returncode == 2
+    assert "Connection refused" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+SSH: dict[str, Any] = {
+    "method_name": "ssh",
+    "hostname": "10.0.0.5",
+    "username": "deploy",
+    "password": SECRET,
+    "python_path": ["/opt/py/python3"],
+}
+COMMANDS = {
+    "ssh": (SSH, "10.0.0.5 /opt/py/python3 -V"),
+    "sudo": ({"method_name": "sudo", "password": SECRET, "via": SSH}, "-u root -- /far/python -V"),
+    "docker": ({"method_name": "docker", "container": "web"}, "docker exec --interactive web"),
+    "auto": ({**SSH, "python_path": ["auto"]}, "10.0.0.5 python3 -V"),
+    "without a command": ({"method_name": "setns", "container": "a", "kind": "lxc"}, ""),
+    "refused by mitogen": ({"method_name": "sudo", "sudo_args": ["-Z"]}, ""),
+}
+
+
+@pytest.mark.parametrize(("context", "end"), COMMANDS.values(), ids=COMMANDS.keys())
+def test_the_command_to_run_by_hand_is_the_one_that_mitogen_runs(
+    context: dict[str, Any], end: str
+) -> None:
+    command = command_line(context, "/far/python")
+
+    assert end in command
+    assert bool(command) == bool(end)
+    assert SECRET not in command
