@@ -116,7 +116,7 @@ def test_a_missing_interpreter_is_named_with_those_that_are_there() -> None:
         {"name": "x", "password": "canary"},
         {"method_name": "carrier pigeon"},
         {"method_name": "local", "python_pth": ["python3"]},
-        {"method_name": "ssh", "hostname": "h", "port": "22", "password": "canary"},
+        {"method_name": "ssh", "hostname": "h", "port": "22a", "password": "canary"},
         [("method_name", "local")],
         None,
     ],

@@ -6,6 +6,7 @@ import collections.abc
 import itertools
 import json
 import logging
+import re
 import types
 
 import inmanta.agent.handler
@@ -223,6 +224,59 @@ def test_an_entity_that_extends_a_method_is_serialized_with_its_attributes(
         "username": "probe",
         "port": 2222,
     }
+
+
+def test_an_entity_that_extends_a_method_may_declare_its_attributes_again(
+    project: Project, serialize: types.ModuleType
+) -> None:
+    compiled(
+        project,
+        "entity Gate extends mitogen::Ssh:",
+        '    string? check_host_keys = "accept"',
+        "    int? port = 2222",
+        "    int? connect_timeout = 10",
+        "    int? ssh_debug_level = 1",
+        "    int? keepalive_count = 5",
+        "end",
+        "implement Gate using parents",
+        'Gate(hostname="gate")',
+    )
+    [gate] = project.get_instances("__config__::Gate")
+    assert serialize.serialize_context(gate) == {
+        "method_name": "ssh",
+        "name": "",
+        "hostname": "gate",
+        "check_host_keys": "accept",
+        "port": 2222,
+        "connect_timeout": 10,
+        "ssh_debug_level": 1,
+        "keepalive_count": 5,
+    }
+
+
+def test_an_invalid_value_is_refused_with_entity_attribute_and_what_is_valid(
+    project: Project, serialize: types.ModuleType
+) -> None:
+    wrong = [
+        ("check_host_keys", '"enforced"', "enforce, accept, ignore, not 'enforced'"),
+        ("port", "65536", "an integer from 1 to 65535, not 65536"),
+        ("connect_timeout", "0", "a number of seconds above 0, not 0"),
+        ("keepalive_count", "0", "an integer from 1, not 0"),
+        ("python_path", "[]", "a list of at least one string, none of which is empty, not []"),
+        ("hostname", '"-oProxyCommand=x"', "does not begin with '-', not '-oProxyCommand=x'"),
+    ]
+    compiled(
+        project,
+        'entity Gate extends mitogen::Ssh:\n    string hostname = "h"\nend',
+        "implement Gate using parents",
+        *(f'Gate(name="{name}", {name}={value})' for name, value, _ in wrong),
+    )
+    found = {gate.name: gate for gate in project.get_instances("__config__::Gate")}
+    for name, _, expected in wrong:
+        with pytest.raises(ValueError, match=re.escape(expected)) as failure:
+            serialize.serialize_context(found[name])
+        assert f"'{name}' has to be" in str(failure.value)
+        assert "__config__::Gate" in str(failure.value)
 
 
 def test_what_is_no_context_is_not_serialized(

@@ -4,15 +4,18 @@ A context that can't be connected is refused before anything is started.
 
 import copy
 import itertools
+import pathlib
 from typing import Any
 
 import mitogen.parent
 import pytest
 
-from inmanta_plugins.mitogen.contexts.options import METHODS
-from inmanta_plugins.mitogen.contexts.validate import apply_host_key_policy, validate_context
+from inmanta_plugins.mitogen import Proxy
+from inmanta_plugins.mitogen.contexts.options import METHODS, ONE_OF
+from inmanta_plugins.mitogen.contexts.validate import checked_context
 from inmanta_plugins.mitogen.errors import ContextError
 from inmanta_plugins.mitogen.settings import SettingError
+from pytest_inmanta_mitogen import SshHost
 
 SSH: dict[str, Any] = {"method_name": "ssh", "hostname": "10.0.0.1", "username": "probe"}
 
@@ -27,13 +30,12 @@ IMPLICIT: dict[str, Any] = {
     "python_path": ["python3"],
 }
 
-EXAMPLES: dict[str, Any] = {
-    "a bool": True,
-    "an integer": 3,
-    "a number": 2.5,
-    "a string": "word",
-    "a list of strings": ["-E"],
-    "a string or a list of strings": ["/usr/bin/env", "python3"],
+EXAMPLES: dict[type, Any] = {
+    bool: True,
+    int: 3,
+    float: 2.5,
+    str: "word",
+    list: ["-E"],
 }
 CHOICES = {"check_host_keys": "accept", "kind": "lxd"}
 
@@ -43,8 +45,7 @@ def complete(method: str) -> dict[str, Any]:
     A context with every option of a method.
     """
     options = {
-        name: CHOICES.get(name, EXAMPLES[option.kind])
-        for name, option in METHODS[method].all_options.items()
+        name: CHOICES.get(name, EXAMPLES[option.type]) for name, option in METHODS[method].items()
     }
     return {"method_name": method, **options}
 
@@ -52,24 +53,21 @@ def complete(method: str) -> dict[str, Any]:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_option_of_every_method_is_taken_by_us_and_by_mitogen(method: str) -> None:
     context = complete(method)
-    validate_context(context)
+    assert checked_context(context) == context
     del context["method_name"]
     mitogen.parent.get_connection_class(method).options_class(max_message_size=1, **context)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_option_of_none_is_one_that_is_not_set(method: str) -> None:
-    entry = METHODS[method]
-    needed = {name for name, option in entry.all_options.items() if option.required}
-    kept = needed | set(entry.one_of[:1])
+    one_of = ONE_OF.get(method, ())
+    kept = {name for name, option in METHODS[method].items() if option.required} | set(one_of[:1])
     context = complete(method)
-    validate_context(
-        {name: value if name in kept | {"method_name"} else None for name, value in context.items()}
-        | {"via": None}
-    )
+    set_ones = {name: value for name, value in context.items() if name in kept | {"method_name"}}
+    assert checked_context(dict.fromkeys(context) | set_ones | {"via": None}) == set_ones
     for name in kept:
         with pytest.raises(ContextError, match=name):
-            validate_context(context | dict.fromkeys(entry.one_of) | {name: None})
+            checked_context(context | dict.fromkeys(one_of) | {name: None})
 
 
 @pytest.mark.parametrize(
@@ -77,18 +75,38 @@ def test_an_option_of_none_is_one_that_is_not_set(method: str) -> None:
     [
         IMPLICIT,
         {"method_name": "sudo", "name": "", "via": IMPLICIT},
-        SSH | {"python_path": "python3"},
         SSH | {"python_path": ["auto"]},
-        SSH | {"python_path": []},
         SSH | {"connect_timeout": 5},
         SSH | {"connect_timeout": 0.5},
-        SSH | {"ssh_args": ()},
         SSH | {"username": "", "password": ""},
     ],
 )
-def test_what_can_be_connected_passes_unchanged(context: dict[str, Any]) -> None:
+def test_what_can_be_connected_passes_as_it_is(context: dict[str, Any]) -> None:
+    assert checked_context(context) == context
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ({"identity_file": pathlib.Path("/keys/id")}, {"identity_file": "/keys/id"}),
+        (
+            {"python_path": (pathlib.Path("/bin/python"), "-I")},
+            {"python_path": ["/bin/python", "-I"]},
+        ),
+        ({"ssh_args": ("-v",)}, {"ssh_args": ["-v"]}),
+        ({"port": "2222"}, {"port": 2222}),
+        ({"compression": 1}, {"compression": True}),
+        ({"compression": 0}, {"compression": False}),
+    ],
+)
+def test_a_value_whose_meaning_is_clear_is_read_as_the_type_of_its_option(
+    given: dict[str, Any], read: dict[str, Any]
+) -> None:
+    context = {"method_name": "sudo", "via": SSH | given}
     before = copy.deepcopy(context)
-    validate_context(context)
+    checked = checked_context(context)
+    assert checked == {"method_name": "sudo", "via": SSH | read}
+    assert [type(checked["via"][key]) for key in read] == [type(value) for value in read.values()]
     assert context == before
 
 
@@ -98,41 +116,46 @@ def test_what_can_be_connected_passes_unchanged(context: dict[str, Any]) -> None
         ({"check_host_keys": "enforced"}, "'check_host_keys'.*enforce, accept, ignore.*'enforced'"),
         ({"port": 0}, "'port'.*from 1 to 65535, not 0"),
         ({"port": 65536}, "'port'.*65536"),
-        ({"port": 10**5000}, "'port'.*from 1 to 65535, not an int"),
-        ({"port": "22"}, "'port' has to be an integer.*not str"),
-        ({"port": True}, "'port' has to be an integer.*not bool"),
+        ({"port": 10**5000}, "'port'.*from 1 to 65535, not int"),
+        ({"port": "22a"}, "'port' has to be an integer.*not '22a'"),
+        ({"port": "9" * 5000}, "'port' has to be an integer.*not '999"),
+        ({"port": 22.0}, "'port' has to be an integer.*not 22.0"),
+        ({"port": True}, "'port' has to be an integer.*not True"),
         ({"connect_timeout": 0}, "'connect_timeout'.*above 0"),
         ({"connect_timeout": -1.5}, "'connect_timeout'.*above 0"),
         ({"connect_timeout": float("inf")}, "'connect_timeout'"),
         ({"connect_timeout": float("nan")}, "'connect_timeout'"),
-        ({"connect_timeout": "5"}, "'connect_timeout'.*not str"),
+        ({"connect_timeout": "5"}, "'connect_timeout'.*not '5'"),
         ({"hostname": ""}, "'hostname'.*not empty"),
         ({"hostname": "-oProxyCommand=sh"}, "'hostname'.*does not begin with '-'"),
         ({"hostname": "h\0"}, "'hostname' holds a NUL"),
         ({"ssh_args": ["a\0b"]}, "'ssh_args' holds a NUL"),
         ({"username": "-lroot"}, "'username'.*does not begin with '-'"),
         ({"ssh_path": "-x"}, "'ssh_path'"),
-        ({"python_path": ["python3", ""]}, "'python_path'.*none of which is empty"),
-        ({"python_path": ["python3", 3]}, "'python_path'.*not a list of int and str"),
+        ({"python_path": ["python3", ""]}, "'python_path'.*none of which is empty, not .*''"),
+        ({"python_path": []}, "'python_path' has to be a list of at least one string.*not .]"),
+        ({"python_path": "python3"}, "'python_path' has to be a list.*not 'python3'"),
+        ({"python_path": pathlib.Path("/bin/python")}, "'python_path'.*not PosixPath"),
+        ({"python_path": ["python3", 3]}, "'python_path'.*not .'python3', 3]"),
         ({"python_path": {"a": 1}}, "'python_path'.*not dict"),
-        ({"ssh_args": "-v"}, "'ssh_args' has to be a list of strings, not str"),
-        ({"compression": "yes"}, "'compression' has to be a bool, not str"),
-        ({"compression": 1}, "'compression' has to be a bool, not int"),
+        ({"ssh_args": "-v"}, "'ssh_args' has to be a list of strings, not '-v'"),
+        ({"compression": "yes"}, "'compression' has to be a bool, not 'yes'"),
+        ({"compression": 2}, "'compression' has to be a bool, not 2"),
         ({"keepalive_count": 0}, "'keepalive_count'.*from 1"),
         ({"ssh_debug_level": -1}, "'ssh_debug_level'.*from 0"),
         ({"remote_name": "a/b"}, "'remote_name'.*without slashes"),
         ({"remote_name": "a\\b"}, "'remote_name'.*without slashes"),
-        ({"name": 3}, "'name' has to be a string, not int"),
+        ({"name": 3}, "'name' has to be a string, not 3"),
         ({"hostname": None}, "'hostname' is missing; ssh needs it"),
         ({"hostnam": "h"}, "'hostnam'.*did you mean 'hostname'.*ssh takes .*hostname.*username"),
         ({"max_message_size": 1}, "unknown option 'max_message_size'"),
         ({3: 4}, "unknown option 3"),
         ({"via": []}, "'via' has to be a serialized context"),
         ({"via": "gate"}, "'via' has to be a serialized context"),
-        ({"method_name": None}, "'method_name' is missing; allowed are local, ssh"),
-        ({"method_name": 3}, "'method_name' has to be a string, not int; allowed are local, ssh"),
-        ({"method_name": "shh"}, "'shh'.*did you mean 'ssh'.*allowed are local, ssh"),
-        ({"method_name": "fork"}, "unknown method_name 'fork'"),
+        ({"method_name": None}, "'method_name' has to be one of local, ssh, .*, not NoneType"),
+        ({"method_name": 3}, "'method_name' has to be one of local, ssh, .*, not 3"),
+        ({"method_name": "shh"}, "one of local, ssh, .*, not 'shh'.*did you mean 'ssh'"),
+        ({"method_name": "fork"}, "one of local, ssh, .*, not 'fork'"),
     ],
     ids=itertools.count(),
 )
@@ -140,13 +163,13 @@ def test_the_error_names_hop_key_and_what_is_allowed(wrong: dict[Any, Any], told
     context = SSH | wrong
     before = copy.deepcopy(context)
     with pytest.raises(ContextError, match=told) as failure:
-        validate_context(context)
+        checked_context(context)
     assert str(failure.value).startswith("context (")
     assert len(str(failure.value)) < 700
     assert context == before
 
     with pytest.raises(ContextError, match=told) as failure:
-        validate_context({"method_name": "sudo", "via": context})
+        checked_context({"method_name": "sudo", "via": context})
     assert str(failure.value).startswith("hop 1 of 2 (")
 
 
@@ -156,19 +179,19 @@ def test_the_hop_that_is_wrong_is_the_one_that_is_named() -> None:
         "via": {"method_name": "sudo", "username": 3, "via": SSH | {"name": "gate"}},
     }
     with pytest.raises(ContextError, match=r"^hop 2 of 3 \(sudo root\): 'username'"):
-        validate_context(context)
+        checked_context(context)
 
 
 @pytest.mark.parametrize("wrong", [None, [], "ssh", 3])
 def test_what_is_no_dict_is_refused(wrong: object) -> None:
     with pytest.raises(ContextError, match="has to be a dict"):
-        validate_context(wrong)
+        checked_context(wrong)
 
 
 def test_docker_needs_a_container_or_an_image() -> None:
     with pytest.raises(ContextError, match="container, image"):
-        validate_context({"method_name": "docker"})
-    validate_context({"method_name": "docker", "image": "alpine"})
+        checked_context({"method_name": "docker"})
+    checked_context({"method_name": "docker", "image": "alpine"})
 
 
 @pytest.mark.parametrize(
@@ -186,7 +209,7 @@ def test_docker_needs_a_container_or_an_image() -> None:
 def test_no_error_shows_a_secret(wrong: dict[str, Any]) -> None:
     for context in (SSH | wrong, {"method_name": "sudo", "password": "hush", "via": SSH | wrong}):
         with pytest.raises(ContextError) as failure:
-            validate_context(context)
+            checked_context(context)
         assert "hush" not in str(failure.value)
         assert failure.value.__cause__ is None
 
@@ -195,18 +218,18 @@ def test_a_context_that_is_its_own_via_is_refused() -> None:
     context: dict[str, Any] = {"method_name": "local"}
     context["via"] = {"method_name": "sudo", "via": context}
     with pytest.raises(ContextError, match="its own 'via'"):
-        validate_context(context)
+        checked_context(context)
 
 
 def test_a_context_is_nested_only_so_deep() -> None:
     context: dict[str, Any] = {"method_name": "local"}
     for _ in range(63):
         context = {"method_name": "sudo", "via": context}
-    validate_context(context)
+    checked_context(context)
     for _ in range(100_000):
         context = {"method_name": "sudo", "via": context}
     with pytest.raises(ContextError, match="more than 64 hops"):
-        validate_context(context)
+        checked_context(context)
 
 
 @pytest.mark.parametrize("policy", [None, "ignore"])
@@ -214,7 +237,7 @@ def test_the_implicit_context_ignores_host_keys_unless_told_otherwise(
     policy: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_policy(monkeypatch, policy)
-    assert apply_host_key_policy(IMPLICIT) == IMPLICIT
+    assert checked_context(IMPLICIT) == IMPLICIT
 
 
 def set_policy(monkeypatch: pytest.MonkeyPatch, policy: str | None) -> None:
@@ -234,9 +257,9 @@ def test_the_operator_of_the_agent_sets_the_policy_of_implicit_contexts(
         "ssh_args": ["-o", "PasswordAuthentication=no"],
     }
     before = copy.deepcopy(IMPLICIT)
-    assert apply_host_key_policy(IMPLICIT) == expected
+    assert checked_context(IMPLICIT) == expected
     sudo = {"method_name": "sudo", "name": "", "via": IMPLICIT}
-    assert apply_host_key_policy(sudo) == {"method_name": "sudo", "name": "", "via": expected}
+    assert checked_context(sudo) == {"method_name": "sudo", "name": "", "via": expected}
     assert before == IMPLICIT
     assert sudo["via"] is IMPLICIT
 
@@ -248,7 +271,6 @@ def test_the_operator_of_the_agent_sets_the_policy_of_implicit_contexts(
         SSH | {"check_host_keys": "ignore"},
         IMPLICIT | {"check_host_keys": "enforce"},
         IMPLICIT | {"ssh_args": [*IMPLICIT["ssh_args"], "-v"]},
-        IMPLICIT | {"ssh_args": None},
         {"method_name": "local"},
     ],
 )
@@ -257,7 +279,7 @@ def test_a_context_that_the_model_writes_keeps_its_own_policy(
 ) -> None:
     set_policy(monkeypatch, "enforce")
     context = {"method_name": "sudo", "via": explicit}
-    assert apply_host_key_policy(context) == context
+    assert checked_context(context) == context
 
 
 @pytest.mark.parametrize("wrong", ["", "Enforce", "yes", "enforce "])
@@ -266,8 +288,19 @@ def test_a_wrong_policy_is_an_error_that_names_it(
 ) -> None:
     set_policy(monkeypatch, wrong)
     with pytest.raises(SettingError) as failure:
-        apply_host_key_policy({"method_name": "local"})
+        checked_context({"method_name": "local"})
     text = str(failure.value)
     assert "INMANTA_MITOGEN_CHECK_HOST_KEYS" in text
     assert repr(wrong) in text
     assert "enforce, accept, ignore" in text
+
+
+def test_a_host_is_reached_with_values_that_were_read(mitogen_ssh_host: SshHost) -> None:
+    context = mitogen_ssh_host.serialized(compression=1)
+    context |= {
+        "port": str(context["port"]),
+        "identity_file": pathlib.Path(context["identity_file"]),
+        "python_path": [pathlib.Path(*context["python_path"])],
+    }
+    with Proxy(context) as proxy:
+        assert proxy.file_exists("/")

@@ -22,7 +22,7 @@ import mitogen.master
 import mitogen.parent
 from inmanta_plugins.mitogen import _mitogen, settings
 from inmanta_plugins.mitogen.connections.link import Link, Serialized
-from inmanta_plugins.mitogen.contexts.validate import apply_host_key_policy, validate_context
+from inmanta_plugins.mitogen.contexts.validate import checked_context
 from inmanta_plugins.mitogen.errors import NotDeliveredError
 from inmanta_plugins.mitogen.hosts.router import AgentRouter
 from inmanta_plugins.mitogen.texts import hops_of
@@ -55,9 +55,8 @@ def build_context(
     :raises ConnectError: A hop could not be connected; a mitogen ``StreamError``. The hops before
         it have been ended.
     """
-    validate_context(serialized_context)
     link: Link | None = None
-    for hop in hops_of(apply_host_key_policy(serialized_context)):
+    for hop in hops_of(checked_context(serialized_context)):
         try:
             link = Link(hop, via=link, router=router)
         except BaseException:
@@ -236,8 +235,7 @@ class Hub:
         :raises PythonNotFoundError: A hop has no Python at its ``python_path``.
         :raises ConnectError: A hop could not be connected.
         """
-        validate_context(serialized_context)
-        hop = apply_host_key_policy(serialized_context)
+        hop = checked_context(serialized_context)
         router = self._enter()
         via: _SharedHop | None = None
         link: Link | None = None

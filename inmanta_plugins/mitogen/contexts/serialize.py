@@ -1,19 +1,20 @@
 """From the model to a serialized context: the dict that a resource carries to the agent.
 
-This runs in the compiler. Attributes of the model are read as they are: a reference stays a
-reference, so that only the agent sees what it stands for.
+This runs in the compiler. References in attributes stay references, so that only the agent resolves
+them.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import inmanta.ast
-import inmanta.ast.attribute
 from inmanta import plugins
-from inmanta.ast.entity import Entity
+from inmanta.ast.attribute import RelationAttribute
 from inmanta.execute.proxy import DynamicProxy, SequenceProxy
 
-from inmanta_plugins.mitogen.contexts.options import IMPLICIT_SSH_ARGS
+from inmanta_plugins.mitogen.contexts.options import IMPLICIT_SSH_ARGS, METHODS
+from inmanta_plugins.mitogen.contexts.validate import checked_value
+from inmanta_plugins.mitogen.errors import ContextError
 
 CONTEXT_ENTITY = "mitogen::Context"
 HOST_ENTITY = "std::Host"
@@ -22,11 +23,12 @@ DEFAULT_PYTHON_CMD = "python3"
 
 def get_optional_relation(entity: object, name: str, *, missing_ok: bool = False) -> Any:
     """
+    Return the related instance; None where none is set.
+
     :param entity: An instance of the model.
     :param name: The name of a relation whose lower bound is 0, or of an attribute.
-    :param missing_ok: Whether the type of `entity` may lack the relation.
-    :return: The related instance. None where none is set, and with `missing_ok` also where the type
-        has no such relation.
+    :param missing_ok: Whether to return None as well where the type of `entity` has no such
+        relation; by default that is an error.
     :raises AttributeError: The type has no such relation, and `missing_ok` is false.
     """
     try:
@@ -41,13 +43,14 @@ def get_optional_relation(entity: object, name: str, *, missing_ok: bool = False
 
 def get_resource_context(entity: object) -> dict[str, Any]:
     """
-    Find the context that a resource runs in: its own ``via``, else that of its ``host``, else the
-    implicit context of the host, which is derived from the attributes of a ``std::Host``.
+    Return the serialized context that a resource runs in: its own ``via``, else that of its
+    ``host``, else the implicit context of the host, which is derived from the attributes of a
+    ``std::Host``.
 
     :param entity: The instance that is exported as a resource.
-    :return: The serialized context.
-    :raises NotImplementedError: There is none. The text begins with ``[No host relation]``,
+    :raises NotImplementedError: It has no context. The text begins with ``[No host relation]``,
         ``[No std::Host entity]`` or ``[No ip]``, whichever it was.
+    :raises ContextError: The context has an attribute with an invalid value.
     """
     own = get_optional_relation(entity, "via", missing_ok=True)
     if own is not None:
@@ -65,44 +68,59 @@ def get_resource_context(entity: object) -> dict[str, Any]:
         raise _no_context(
             "No std::Host entity",
             entity,
-            f"its host, {host}, is no std::Host. Set the via of the one or the other.",
+            f"its host, {host}, is not a std::Host. Set the via of one of the two.",
         )
     return _implicit_context(entity, host)
 
 
 def serialize_context(instance: object) -> dict[str, Any]:
     """
+    Return the attributes of a context that are not null, and its ``via`` as such a dict, if it has
+    one. References stay references.
+
     :param instance: An instance of ``mitogen::Context``.
-    :return: Its attributes that are not null, then its ``via`` as such a dict, if it has one.
-        References stay references.
-    :raises ValueError: It is no ``mitogen::Context``, or it is reached via itself.
+    :raises ContextError: It is not a ``mitogen::Context``, it is its own ``via``, or an attribute
+        has an invalid value; a :class:`ValueError`.
     """
     return _serialize(instance, ())
 
 
 def _serialize(instance: object, reached_from: tuple[object, ...]) -> dict[str, Any]:
-    kind = _type_of(instance)
-    if kind is None or not _is_a(instance, CONTEXT_ENTITY):
-        raise ValueError(f"Cannot serialize {instance!r}: it is no instance of {CONTEXT_ENTITY}")
+    if not isinstance(instance, DynamicProxy) or not _is_a(instance, CONTEXT_ENTITY):
+        raise ContextError(f"Cannot serialize {instance!r}: it is not a {CONTEXT_ENTITY}")
     if instance in reached_from:
-        raise ValueError(f"Cannot serialize the context {instance!r}: it is its own via")
-    values = {name: _read(instance, name) for name in _attribute_names(kind)}
-    serialized = {name: value for name, value in values.items() if value is not None}
+        raise ContextError(f"Cannot serialize the context {instance!r}: it is its own via")
+    kind = instance._type()
+    serialized = {
+        name: value
+        for name in kind.get_all_attribute_names()
+        if not isinstance(kind.get_attribute(name), RelationAttribute)
+        and (value := _read(instance, name)) is not None
+    }
+    _check(instance, serialized)
     via = get_optional_relation(instance, "via")
     if via is not None:
         serialized["via"] = _serialize(via, (*reached_from, instance))
     return serialized
 
 
-def _attribute_names(kind: Entity) -> list[str]:
-    """The attributes of an entity, no relations; those it inherits come first."""
-    inherited = [name for parent in kind.parent_entities for name in _attribute_names(parent)]
-    own = [
-        name
-        for name, attribute in kind.get_attributes().items()
-        if not isinstance(attribute, inmanta.ast.attribute.RelationAttribute)
-    ]
-    return list(dict.fromkeys(inherited + own))
+def _check(instance: DynamicProxy, serialized: Mapping[str, Any]) -> None:
+    # The agent checks the rest: values of references, and options that mitogen does not have.
+    options = METHODS.get(serialized["method_name"], {})
+    for name in options.keys() & serialized.keys():
+        try:
+            if _is_plain(serialized[name]):
+                checked_value(name, options[name], serialized[name])
+        except ContextError as problem:
+            raise ContextError(f"Cannot serialize the context {instance!r}: {problem}") from None
+
+
+def _is_plain(value: object) -> bool:
+    return (
+        all(map(_is_plain, value))
+        if isinstance(value, list)
+        else isinstance(value, str | float | int)
+    )
 
 
 def _read(instance: object, name: str) -> Any:
@@ -123,13 +141,11 @@ def _with_references(instance: Any) -> Any:
     return instance if allow is None else allow(instance)
 
 
-def _type_of(instance: object) -> Entity | None:
-    return instance._type() if isinstance(instance, DynamicProxy) else None
-
-
 def _is_a(instance: object, entity_name: str) -> bool:
-    kind = _type_of(instance)
-    return kind is not None and entity_name in (kind.get_full_name(), *kind.get_all_parent_names())
+    if not isinstance(instance, DynamicProxy):
+        return False
+    kind = instance._type()
+    return entity_name in (kind.get_full_name(), *kind.get_all_parent_names())
 
 
 def _implicit_context(entity: object, host: Any) -> dict[str, Any]:
