@@ -8,14 +8,18 @@ import os
 import pwd
 import stat
 import sys
-from typing import TYPE_CHECKING, Dict, Optional, Union
+from typing import TYPE_CHECKING, Dict, List, Union
 
 from inmanta_mitogen.names import AnyPath, native
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-_BLOCK = 1 << 20
+#: The most bytes of a file that are read, unless the caller says otherwise.
+MAX_SIZE = 1 << 30
+
+# How many bytes to read at once: larger pieces of memory are each taken from the kernel.
+_BLOCK = 64 << 10
 
 # Whether hashlib can be told that a sum is for no security.
 _HAS_PURPOSE = sys.version_info >= (3, 9)
@@ -31,13 +35,12 @@ def hash_file(path: AnyPath) -> str:
     :raises OSError: It can't be read.
     """
     digest = new_hash()
-    block = memoryview(bytearray(_BLOCK))
     with open(native(path), "rb", buffering=0) as file:
         while True:
-            size = file.readinto(block)
-            if not size:
+            block = file.read(_BLOCK)
+            if not block:
                 return digest.hexdigest()
-            digest.update(block[:size])
+            digest.update(block)
 
 
 def new_hash() -> "_Hash":
@@ -52,15 +55,16 @@ def new_hash() -> "_Hash":
     return hashlib.sha1()  # noqa: S324  # to compare contents, no security
 
 
-def read(path: AnyPath) -> str:
+def read(path: AnyPath, *, max_size: int = MAX_SIZE) -> str:
     """
     Return the content of a text file, with its line ends as they are.
 
     :param path: The file, in UTF-8; symlinks are followed.
-    :raises OSError: It can't be read.
+    :param max_size: The most bytes to accept, by default 1 GiB.
+    :raises OSError: It can't be read, or EFBIG: it holds more than ``max_size``.
     :raises UnicodeDecodeError: It is not UTF-8. :func:`read_binary` reads anything.
     """
-    content = read_binary(path)
+    content = read_binary(path, max_size=max_size)
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -68,27 +72,31 @@ def read(path: AnyPath) -> str:
         raise
 
 
-def read_binary(path: AnyPath, *, max_size: Optional[int] = None) -> bytes:
+def read_binary(path: AnyPath, *, max_size: int = MAX_SIZE) -> bytes:
     """
     Return the content of a file.
 
     :param path: The file; symlinks are followed.
-    :param max_size: The most bytes to accept. By default there is no limit, and a file without end,
-        such as ``/dev/zero``, takes all memory.
+    :param max_size: The most bytes to accept, by default 1 GiB.
     :raises OSError: It can't be read, or EFBIG: it holds more than ``max_size``.
     """
-    with open(native(path), "rb") as file:
-        if max_size is None:
-            return file.read()
-        # Neither all at once, as Python sets aside as much memory as is asked for, nor by the size
-        # that the file claims, as devices and /proc have none.
-        content = bytearray()
-        while len(content) <= max_size:
-            block = file.read(min(_BLOCK, max_size + 1 - len(content)))
+    with open(native(path), "rb", buffering=0) as file:
+        # Devices and files of /proc do not tell their size, and may have no end.
+        expected = os.fstat(file.fileno()).st_size
+        blocks: List[bytes] = []
+        left = max_size
+        while expected <= left:
+            block = file.read(min(expected + _BLOCK, left + 1))
             if not block:
-                return bytes(content)
-            content += block
-    raise OSError(errno.EFBIG, f"More than the {max_size} bytes that are allowed", path)
+                return b"".join(blocks)
+            blocks.append(block)
+            left -= len(block)
+            expected = 0
+    text = (
+        f"The file has more than the {max_size} bytes that are accepted: raise max_size, or fetch"
+        " it with Proxy.get_file"
+    )
+    raise OSError(errno.EFBIG, text, path)
 
 
 def file_stat(path: AnyPath) -> Dict[str, Union[str, int]]:

@@ -4,19 +4,22 @@ need no more: a host compiles each file at its first use.
 """
 
 import os
-from typing import Union
+from typing import Any, Callable, Union
 
 AnyPath = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
+
+# Of the functions of these modules, every text that is given or returned is a name.
+_MODULES_OF_NAMES = ("posix", "os", "posixpath", "genericpath", "shutil")
 
 
 def encode(value: AnyPath) -> bytes:
     """
-    The bytes by which this host knows a name: by the locale's encoding, or by UTF-8 where that
-    can't hold it, as in the C locale on Python 3.6.
+    Return the bytes by which this host knows a name: by the locale's encoding, or by UTF-8 where
+    that can't hold it, as in the C locale on Python 3.6.
 
     :param value: A path, or a program's argument. Lone surrogates from U+DC80 to U+DCFF stand for
         bytes that are no text, as :pep:`383` has it.
-    :raises UnicodeEncodeError: When it holds other lone surrogates.
+    :raises UnicodeEncodeError: It holds other lone surrogates.
     """
     try:
         return os.fsencode(value)
@@ -29,13 +32,39 @@ def encode(value: AnyPath) -> bytes:
 
 def native(path: AnyPath) -> Union[str, bytes]:
     """
-    The path as Python's functions can take it in any locale: itself, or its bytes where it would be
-    a UnicodeEncodeError.
+    Return the path as Python's functions can take it in any locale: itself, or the text that the
+    locale's encoding turns into its bytes.
     """
+    raw = encode(path)
     given = os.fspath(path)
-    raw = encode(given)
+    return given if isinstance(given, bytes) else os.fsdecode(raw)
+
+
+def decode(raw: bytes) -> str:
+    """
+    Return the name that :func:`encode` turns into these bytes.
+    """
     try:
-        os.fsencode(given)
-    except UnicodeEncodeError:
-        return raw
-    return given
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return os.fsdecode(raw)
+    return text if encode(text) == raw else os.fsdecode(raw)
+
+
+def with_any_name(function: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    Return a function that takes and returns names that this host's locale can't encode, if the
+    given one is Python's own and of files. UTF-8 can encode all names.
+    """
+    if getattr(function, "__module__", None) not in _MODULES_OF_NAMES:
+        return function
+
+    def known(value: Any) -> Any:
+        return native(value) if isinstance(value, str) else value
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        named = {key: known(value) for key, value in kwargs.items()}
+        result = function(*map(known, args), **named)
+        return decode(os.fsencode(result)) if isinstance(result, str) else result
+
+    return call

@@ -5,10 +5,12 @@ interpreter of this machine, in a directory of its own. Says "fine" at the end.
 
 import errno
 import os
+import shutil
 import stat
 import sys
 
 import inmanta_mitogen
+from inmanta_mitogen.names import with_any_name
 from inmanta_mitogen.process import CommandTimeoutError
 from inmanta_mitogen.staged import StagedWrite
 
@@ -45,6 +47,24 @@ def check_files() -> None:
     assert error.errno == errno.EFBIG, error
 
 
+def check_names() -> None:
+    for name in ("f\u00eate", "\u65e5\u672c"):
+        with_any_name(os.mkdir)(name)
+        with_any_name(os.chmod)(name, mode=0o711)
+        with_any_name(shutil.chown)(name, os.getuid())
+        inmanta_mitogen.put(name + "/" + name, b"content")
+        assert inmanta_mitogen.read(name + "/" + name) == "content"
+        link = name + "/link" + name
+        with_any_name(os.symlink)(name, link)
+        assert with_any_name(os.readlink)(link) == name
+        assert inmanta_mitogen.read(link) == "content"
+        with_any_name(os.remove)(link)
+        assert not inmanta_mitogen.lexists(link)
+        assert inmanta_mitogen.file_stat(name)["permissions"] == 711
+        with_any_name(shutil.rmtree)(name)
+        assert not inmanta_mitogen.lexists(name)
+
+
 def check_commands() -> None:
     run = inmanta_mitogen.run
     assert run("cat", stdin="\u00e9t\u00e9 \n") == ("\u00e9t\u00e9", "", 0)
@@ -63,6 +83,8 @@ def check_commands() -> None:
 
 
 if __name__ == "__main__":
-    check_files()
-    check_commands()
+    check_names()
+    if sys.argv[1:] != ["names"]:
+        check_files()
+        check_commands()
     sys.stdout.write("fine\n")

@@ -19,6 +19,8 @@ from host_files import ALICE, CHECKOUT, MALLORY, mounted, python_as
 import support
 from inmanta_mitogen import file_stat, hash_file, islink, lexists, put, read, read_binary
 
+SELFCHECK = CHECKOUT / "tests" / "on_host" / "host_selfcheck.py"
+
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
@@ -60,12 +62,44 @@ def test_the_host_side_works_with_every_python_that_hosts_may_have(
     interpreter: support.Interpreter, locale: str, tmp_path: pathlib.Path
 ) -> None:
     done = subprocess.run(
-        [interpreter.path, str(CHECKOUT / "tests" / "on_host" / "host_selfcheck.py")],
+        [interpreter.path, str(SELFCHECK)],
         check=False,
         cwd=tmp_path,
         env={
             "PATH": os.environ["PATH"],
             "LC_ALL": locale,
+            "PYTHONPATH": str(CHECKOUT),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.returncode) == ("fine\n", 0), done.stderr
+
+
+@pytest.mark.parametrize("locale", ["C", "en_US.ISO-8859-1"])
+@pytest.mark.parametrize("interpreter", support.find_interpreters(), ids=str)
+def test_names_that_the_locale_can_not_encode_work(
+    interpreter: support.Interpreter, locale: str, tmp_path: pathlib.Path
+) -> None:
+    support.need("localedef")
+    define = ["localedef", "--no-archive", "-i", "en_US", "-f", "ISO-8859-1"]
+    done = subprocess.run(
+        [*define, str(tmp_path / "en_US.ISO-8859-1")], check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"needs the sources of locales: {done.stderr}")
+    (tmp_path / "directory").mkdir()
+    done = subprocess.run(
+        [interpreter.path, str(SELFCHECK), "names"],
+        check=False,
+        cwd=tmp_path / "directory",
+        env={
+            "LOCPATH": str(tmp_path),
+            "LC_ALL": locale,
+            # Python 3.7 and later would replace the C locale's encoding by UTF-8.
+            "PYTHONUTF8": "0",
+            "PYTHONCOERCECLOCALE": "0",
             "PYTHONPATH": str(CHECKOUT),
             "PYTHONDONTWRITEBYTECODE": "1",
         },
@@ -83,7 +117,7 @@ def test_the_host_side_works_without_what_only_linux_has(tmp_path: pathlib.Path)
         "runpy.run_path(sys.argv[1], run_name='__main__')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(CHECKOUT / "tests" / "on_host" / "host_selfcheck.py")],
+        [sys.executable, "-c", code, str(SELFCHECK)],
         check=False,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
@@ -129,15 +163,16 @@ def test_read_binary_gives_any_content(tmp_path: pathlib.Path) -> None:
 def test_read_binary_accepts_what_is_just_as_large_as_allowed(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * 3_000_000)
     assert len(read_binary(str(tmp_path / "file"), max_size=3_000_000)) == 3_000_000
-    with pytest.raises(OSError, match="More than the 2999999 bytes") as caught:
+    with pytest.raises(OSError, match="has more than the 2999999 bytes") as caught:
         read_binary(str(tmp_path / "file"), max_size=2_999_999)
     assert caught.value.errno == errno.EFBIG
     assert caught.value.filename == str(tmp_path / "file")
 
 
-def test_read_binary_ends_for_a_file_without_end() -> None:
-    with pytest.raises(OSError, match="More than the 10000000 bytes"):
-        read_binary("/dev/zero", max_size=10_000_000)
+def test_a_file_without_end_is_refused() -> None:
+    for function in (read, read_binary):
+        with pytest.raises(OSError, match="has more than the 10000000 bytes.*raise max_size"):
+            function("/dev/zero", max_size=10_000_000)
 
 
 @pytest.mark.parametrize("function", [hash_file, read, read_binary, file_stat])
