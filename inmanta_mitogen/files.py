@@ -86,7 +86,7 @@ def read_binary(path: AnyPath, *, max_size: int = MAX_SIZE) -> bytes:
         blocks: List[bytes] = []
         left = max_size
         while expected <= left:
-            block = file.read(min(expected + _BLOCK, left + 1))
+            block = file.read(min(expected or _BLOCK, left) + 1)
             if not block:
                 return b"".join(blocks)
             blocks.append(block)
