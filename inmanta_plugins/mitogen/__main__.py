@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from inmanta_plugins.mitogen.check import Report, check_hops
-from inmanta_plugins.mitogen.contexts.validate import validate_context
+from inmanta_plugins.mitogen.contexts.validate import checked_context
 from inmanta_plugins.mitogen.settings import CHECK_HOST_KEYS
 from inmanta_plugins.mitogen.texts import describe_context, hops_of
 
@@ -150,7 +150,7 @@ def _check(arguments: argparse.Namespace) -> int:
     hops = cast("list[dict[str, Any]]", hops_of(context))
     for hop in hops if arguments.timeout is not None else []:
         hop["connect_timeout"] = arguments.timeout
-    validate_context(context)
+    checked_context(context)
     console = rich.console.Console(
         highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=arguments.json
     )
