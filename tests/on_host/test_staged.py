@@ -119,6 +119,24 @@ def test_a_directory_that_appeared_meanwhile_is_named(tmp_path: pathlib.Path) ->
     assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize("exists", [True, False], ids=["old file", "new file"])
+def test_put_is_on_the_disk_before_it_is_seen(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, exists: bool
+) -> None:
+    file = tmp_path / "file"
+    if exists:
+        file.write_bytes(b"old")
+    flushed = []
+
+    def fsync(descriptor: int) -> None:
+        seen = file.read_bytes() if file.exists() else None
+        flushed.append((os.fstat(descriptor).st_ino, os.pread(descriptor, 100, 0), seen))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    put(str(file), b"new")
+    assert flushed == [(file.stat().st_ino, b"new", b"old" if exists else None)]
+
+
 # Temporary files
 
 
@@ -176,7 +194,9 @@ def test_a_process_searches_a_directory_for_temporary_files_once(tmp_path: pathl
 def test_the_temporary_file_of_a_living_writer_stays(tmp_path: pathlib.Path) -> None:
     with StagedWrite(str(tmp_path / "file")) as write:
         write.write(b"whole")
+        before = os.listdir(tmp_path)
         python_as(os.geteuid(), "put(args[0], b'')", tmp_path / "other")
+        assert set(os.listdir(tmp_path)) == {*before, "other"}
         write.commit()
     assert (tmp_path / "file").read_bytes() == b"whole"
 
@@ -553,6 +573,34 @@ def test_put_works_where_files_can_not_be_renamed(tmp_path: pathlib.Path, exists
     assert file.read_bytes() == b"new"
     assert stat.S_IMODE(file.stat().st_mode) == (0o640 if exists else 0o644)
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_new_file_that_can_not_be_completed_is_removed(tmp_path: pathlib.Path) -> None:
+    support.need("mount", "umount", root=True)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    code = (
+        "def refuse(event, _):\n"
+        "    if event == 'os.rename': raise OSError(38, 'Function not implemented')\n"
+        "sys.addaudithook(refuse)\n"
+        "try: put(args[0], b'new' * 200_000)\n"
+        "except OSError as error: print(error.errno)\n"
+    )
+    with mounted("-t", "tmpfs", "-o", "size=1m", "tmpfs", disk):
+        assert python_as(os.geteuid(), code, disk / "file").stdout == f"{errno.ENOSPC}\n"
+        assert os.listdir(disk) == []
+
+
+def test_put_in_place_shortens_a_file_where_the_file_system_has_no_size(
+    tmp_path: pathlib.Path,
+) -> None:
+    support.need("mount", "umount", root=True)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with mounted("-t", "tmpfs", "-o", "size=0", "tmpfs", disk):
+        for content in (b"something longer", b"new"):
+            put(str(disk / "file"), content, in_place=True)
+            assert (disk / "file").read_bytes() == content
 
 
 @pytest.fixture
