@@ -458,8 +458,12 @@ class _Command:
                 except ProcessLookupError:
                     return True
             return False
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout)
+        # Popen.wait would sleep half a millisecond at first.
+        delay = 2e-5
+        while self._process.poll() is None and timeout > 0 and not self._told:
+            time.sleep(min(delay, timeout))
+            timeout -= delay
+            delay *= 2
         return self._process.returncode is not None
 
     def _move(self, timeout: Optional[float]) -> bool:
