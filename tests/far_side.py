@@ -3,64 +3,66 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import mitogen.core
 
 
-def echo(*args, **kwargs):
+def echo(*args: Any, **kwargs: Any) -> list[Any]:
     return [list(args), kwargs]
 
 
-def pid():
+def pid() -> int:
     return os.getpid()
 
 
-def parent_pid():
+def parent_pid() -> int:
     return os.getppid()
 
 
-def fail(text):
+def fail(text: str) -> None:
     raise ValueError(text)
 
 
-def nap(seconds):
+def nap(seconds: float) -> float:
     time.sleep(seconds)
     return seconds
 
 
-def slow_echo(value, seconds):
+def slow_echo(value: Any, seconds: float) -> Any:
     time.sleep(seconds)
     return value
 
 
-def note_and_die(path):
+def note_and_die(path: str) -> None:
     """Leaves a trace of having run, and takes the interpreter with it."""
     with open(path, "a") as file:
         file.write("ran\n")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def note_and_nap(path, seconds):
+def note_and_nap(path: str, seconds: float) -> None:
     """Leaves a trace of having run, and takes its time."""
     with open(path, "a") as file:
         file.write("ran\n")
     time.sleep(seconds)
 
 
-def unsendable():
+def unsendable() -> Iterator[int]:
     return (number for number in range(3))
 
 
-def unreadable():
+def unreadable() -> complex:
     return complex(1, 2)
 
 
-def large(size):
+def large(size: int) -> bytes:
     return b"x" * size
 
 
-@mitogen.core.takes_router
-def table_sizes(router):
+@mitogen.core.takes_router  # type: ignore[untyped-decorator]  # mitogen is not typed
+def table_sizes(router: Any) -> dict[str, int]:
     """What a hop's router keeps of the contexts that were connected through it."""
     listeners = vars(router.broker)["_signals"]
     return {
@@ -72,8 +74,8 @@ def table_sizes(router):
     }
 
 
-@mitogen.core.takes_router
-def call_context(context_id, router):
+@mitogen.core.takes_router  # type: ignore[untyped-decorator]  # mitogen is not typed
+def call_context(context_id: int, router: Any) -> Any:
     """Asks another context of the same agent to run something."""
     message = mitogen.core.Message.pickled(
         (None, "os", None, "getpid", (), mitogen.core.Kwargs({})),
@@ -85,12 +87,12 @@ def call_context(context_id, router):
 
 class Holder:
     @staticmethod
-    def static(value):
+    def static(value: Any) -> Any:
         return value
 
     @classmethod
-    def name(cls):
+    def name(cls) -> str:
         return cls.__name__
 
-    def method(self):
+    def method(self) -> str:
         return "never reached"

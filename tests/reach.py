@@ -91,7 +91,7 @@ def report(tests: collections.abc.Iterable[pytest.TestReport], *, with_errors: b
     coverage, connected, errors = Coverage(), False, []
     for test in tests:
         for name, value in test.user_properties:
-            if name == CONNECTED:
+            if name == CONNECTED and isinstance(value, list):
                 connected = True
                 for hop in value:
                     coverage.add(*hop)

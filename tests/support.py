@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from typing import Any
 
 import inmanta.agent.handler
 import pytest
@@ -42,7 +43,7 @@ class Recorder(inmanta.agent.handler.LoggerABC):
     """Keeps what is logged."""
 
     def __init__(self) -> None:
-        self.records: list[tuple[int, str, dict[str, object]]] = []
+        self.records: list[tuple[int, str, dict[str, Any]]] = []
 
     def _log_msg(
         self, level: int, msg: str, *args: object, exc_info: bool = False, **kwargs: object
@@ -50,7 +51,7 @@ class Recorder(inmanta.agent.handler.LoggerABC):
         self.records.append((level, msg, kwargs))
 
     @property
-    def calls(self) -> list[dict[str, object]]:
+    def calls(self) -> list[dict[str, Any]]:
         return [kwargs for _, _, kwargs in self.records if "function" in kwargs]
 
 

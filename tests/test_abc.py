@@ -120,8 +120,8 @@ class Agent:
         handler.execute(self.ctx, resource, False)
         return handler
 
-    @property
     def state(self) -> const.ResourceState:
+        assert self.ctx.status is not None
         return const.ResourceState(self.ctx.status.value)
 
     @property
@@ -202,11 +202,11 @@ def test_a_host_that_rebooted_between_two_deploys_costs_no_failure(
     agent.define()
     agent.compile(f'host = std::Host(name="there", os=std::linux, via={host.model()})', note("a"))
     first = agent.deploy("a").proxy
-    assert agent.state is const.ResourceState.deployed
+    assert agent.state() is const.ResourceState.deployed
     host.restart()
     support.wait_until(lambda: not first._connection.alive, "the connection is lost")
     second = agent.deploy("a").proxy
-    assert agent.state is const.ResourceState.deployed
+    assert agent.state() is const.ResourceState.deployed
     assert second is first
 
 
@@ -222,11 +222,11 @@ def test_a_host_that_cannot_be_reached_fails_its_resources_and_no_other(agent: A
     )
     for _ in range(2):
         agent.deploy("b")
-        assert agent.state is const.ResourceState.failed
+        assert agent.state() is const.ResourceState.failed
         assert "Cannot connect to gone" in agent.log
         assert "AttributeError" not in agent.log
     agent.deploy("a")
-    assert agent.state is const.ResourceState.deployed
+    assert agent.state() is const.ResourceState.deployed
 
 
 def test_a_context_that_was_refused_is_tried_anew_by_the_next_deploy(
@@ -236,10 +236,10 @@ def test_a_context_that_was_refused_is_tried_anew_by_the_next_deploy(
     agent.compile(f'host = std::Host(name="there", os=std::linux, via={host.model()})', note("a"))
     host.stop()
     agent.deploy("a")
-    assert agent.state is const.ResourceState.failed
+    assert agent.state() is const.ResourceState.failed
     host.start()
     agent.deploy("a")
-    assert agent.state is const.ResourceState.deployed
+    assert agent.state() is const.ResourceState.deployed
 
 
 # Logs
@@ -276,12 +276,12 @@ def test_a_handlers_call_timeout_holds_for_its_calls_and_no_others(agent: Agent)
     proxy = agent.deploy("a").proxy
     assert proxy.call_timeout is None
     agent.deploy("b")
-    assert agent.state is const.ResourceState.failed
+    assert agent.state() is const.ResourceState.failed
     assert "within 5 seconds (call_timeout)" in agent.log
     assert proxy.call_timeout is None
     # The interpreter that hangs is in nobody's way.
     assert agent.deploy("c").proxy is proxy
-    assert agent.state is const.ResourceState.deployed
+    assert agent.state() is const.ResourceState.deployed
 
 
 def test_without_one_of_its_own_a_handler_has_the_call_timeout_of_the_variable(
@@ -292,7 +292,7 @@ def test_without_one_of_its_own_a_handler_has_the_call_timeout_of_the_variable(
     agent.compile(HERE, note("a"), note("b", text="hangs"))
     assert agent.deploy("a").proxy.call_timeout == 4
     agent.deploy("b")
-    assert agent.state is const.ResourceState.failed
+    assert agent.state() is const.ResourceState.failed
     assert "within 4.0 seconds (call_timeout)" in agent.log
 
 

@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import types
+from typing import Any
 
 import inmanta.agent.handler
 import pytest
@@ -17,6 +18,8 @@ from inmanta.execute.proxy import DynamicProxy
 LOGGER = logging.getLogger(__name__)
 
 Project = pytest_inmanta.plugin.Project
+# The class of the resource is made with its module.
+Export = collections.abc.Callable[..., Any]
 
 MODEL = """
 import std
@@ -351,14 +354,14 @@ _numbers = itertools.count()
 
 
 @pytest.fixture
-def export(project: Project) -> collections.abc.Callable[..., pytest_inmanta.plugin.Resource]:
+def export(project: Project) -> Export:
     """
     Exports a model with one Thing of a module called probe, and gives that resource.
     """
     # A module stays in the project that the tests share, and can't be made twice.
     module = f"exported{next(_numbers)}"
 
-    def export_one(*expressions: str) -> pytest_inmanta.plugin.Resource:
+    def export_one(*expressions: str) -> Any:
         project.compile(
             f"import {module} as probe\nimport mitogen\nimport std\n" + "\n".join(expressions)
         )
@@ -371,7 +374,7 @@ def export(project: Project) -> collections.abc.Callable[..., pytest_inmanta.plu
 
 
 def test_the_exported_resource_carries_the_context(
-    export: collections.abc.Callable[..., pytest_inmanta.plugin.Resource],
+    export: Export,
 ) -> None:
     resource = export(
         'web = std::Host(name="web", ip="10.0.0.1", os=std::linux)',
@@ -384,7 +387,7 @@ def test_the_exported_resource_carries_the_context(
 @pytest.mark.needs_core(18)
 def test_a_reference_is_resolved_by_the_agent_and_not_before(
     project: Project,
-    export: collections.abc.Callable[..., pytest_inmanta.plugin.Resource],
+    export: Export,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     resource = export(
@@ -401,7 +404,7 @@ def test_a_reference_is_resolved_by_the_agent_and_not_before(
 
     monkeypatch.setenv("PROBE_PASSWORD", "hush")
     monkeypatch.setenv("PROBE_USER", "probe")
-    resolved = project.check_serialization(resource)
+    resolved: Any = project.check_serialization(resource)
     resolved.resolve_all_references(inmanta.agent.handler.PythonLogger(LOGGER))
     assert resolved.via == {
         "method_name": "sudo",
@@ -420,7 +423,7 @@ def test_a_reference_is_resolved_by_the_agent_and_not_before(
 @pytest.mark.needs_core(18)
 def test_the_implicit_context_takes_references(
     project: Project,
-    export: collections.abc.Callable[..., pytest_inmanta.plugin.Resource],
+    export: Export,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     resource = export(
@@ -429,7 +432,7 @@ def test_the_implicit_context_takes_references(
         'probe::Thing(name="thing", host=std::Host(name="web", ip="10.0.0.1", os=os))',
     )
     monkeypatch.setenv("PROBE_PYTHON", "/opt/python")
-    resolved = project.check_serialization(resource)
+    resolved: Any = project.check_serialization(resource)
     resolved.resolve_all_references(inmanta.agent.handler.PythonLogger(LOGGER))
     assert resolved.via == IMPLICIT | {"python_path": ["/opt/python"]}
 
@@ -443,9 +446,9 @@ def test_a_plugin_may_serialize_a_context_with_references(
         'secret = std::create_environment_reference("PROBE_PASSWORD")',
         'mitogen::Ssh(hostname="h", password=secret, ssh_args=["-i", secret])',
     )
-    from inmanta.references import Reference
+    references = pytest.importorskip("inmanta.references")
 
     [ssh] = project.get_instances("mitogen::Ssh")
     serialized = serialize.serialize_context(ssh)
-    assert isinstance(serialized["password"], Reference)
-    assert isinstance(serialized["ssh_args"][1], Reference)
+    assert isinstance(serialized["password"], references.Reference)
+    assert isinstance(serialized["ssh_args"][1], references.Reference)

@@ -279,7 +279,7 @@ def test_a_resource_is_exported_with_its_own_context(resource_type: str, project
     resource = project.get_resource(resource_type)
 
     assert resource is not None
-    assert resource.via == {
+    assert resource.serialize()["via"] == {
         "method_name": "sudo",
         "name": "root there",
         "username": "root",

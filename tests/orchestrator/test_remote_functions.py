@@ -4,7 +4,7 @@ the exported model.
 """
 
 import pytest
-from deployment import Deployed, deploy, host
+from orchestrator.deployment import Deployed, deploy, host
 
 import support
 

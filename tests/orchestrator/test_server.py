@@ -5,7 +5,7 @@ What a real orchestrator, with its database and its agents, makes of the logs of
 import sys
 
 import pytest
-from deployment import Deployed, deploy, host
+from orchestrator.deployment import Deployed, deploy, host
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -231,7 +231,7 @@ def page_module(
     module = __import__(name)
     monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, name, module)
-    return typing.cast("types.ModuleType", module)
+    return module
 
 
 @pytest.mark.parametrize("page_module", ["howto/secret.md"], indirect=True)
