@@ -92,7 +92,7 @@ def _from_target(arguments: argparse.Namespace) -> dict[str, Any]:
         "method_name": "ssh",
         "hostname": match["hostname"].strip("[]"),
         "username": match["username"],
-        "port": match["port"] and int(match["port"]),
+        "port": match["port"],
         "identity_file": arguments.identity,
         "check_host_keys": arguments.check_host_keys,
         "ssh_args": arguments.jump and ["-J", ",".join(arguments.jump)],
@@ -147,10 +147,11 @@ def _check(arguments: argparse.Namespace) -> int:
     import rich.console
 
     context, notes = _context(arguments)
-    hops = cast("list[dict[str, Any]]", hops_of(context))
-    for hop in hops if arguments.timeout is not None else []:
-        hop["connect_timeout"] = arguments.timeout
-    checked_context(context)
+    if arguments.timeout is not None:
+        for hop in hops_of(context):
+            cast("dict[str, Any]", hop)["connect_timeout"] = arguments.timeout
+    context = checked_context(context)
+    hops = hops_of(context)
     console = rich.console.Console(
         highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=arguments.json
     )

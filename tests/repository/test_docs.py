@@ -16,9 +16,7 @@ import shutil
 import sys
 import types
 import typing
-import zipfile
 
-import installed
 import pytest
 from inmanta import const
 from pytest_inmanta.plugin import Project
@@ -445,95 +443,3 @@ def test_each_page_is_in_the_table_of_contents() -> None:
 
     pages = {str(page.relative_to(DOCS)) for page in PAGES if DOCS in page.parents}
     assert pages | {"reference/model.rst"} == listed | {"index.md"}
-
-
-# The tutorial
-
-
-@pytest.fixture(scope="module")
-def tutorial(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, pathlib.Path]:
-    """
-    The tutorial's folder, copied, and a Python that has its module installed as the tutorial says.
-    """
-    directory = tmp_path_factory.mktemp("tutorial")
-    ignore = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info")
-    shutil.copytree(DOCS / "tutorial", directory / "tutorial", ignore=ignore)
-    module = directory / "tutorial" / "envfile"
-    return directory / "tutorial", installed.environment(directory, "-e", module)
-
-
-# Everything of inmanta is analysed, on a machine that may be busy.
-@pytest.mark.timeout(600)
-def test_the_tutorials_handler_is_typed(tutorial: tuple[pathlib.Path, pathlib.Path]) -> None:
-    folder, python = tutorial
-    command = (sys.executable, "-m", "mypy", "--python-executable", python)
-
-    mypy = installed.run(*command, cwd=folder / "envfile")
-
-    assert mypy.stdout == "Success: no issues found in 2 source files\n"
-
-
-@pytest.mark.timeout(600)
-def test_the_tutorials_tests_pass(tutorial: tuple[pathlib.Path, pathlib.Path]) -> None:
-    folder, python = tutorial
-    variables = {"INMANTA_PIP_USE_SYSTEM_CONFIG": "true"}
-
-    suite = installed.run(
-        python, "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=folder / "envfile", **variables
-    )
-
-    assert suite.returncode == 0, suite.stdout
-    assert re.search(r"^5 passed", suite.stdout, re.M), suite.stdout
-    assert "5 passed" in (DOCS / "tutorial.md").read_text()
-
-
-def test_the_tutorials_project_compiles(tutorial: tuple[pathlib.Path, pathlib.Path]) -> None:
-    folder, python = tutorial
-
-    done = installed.run(
-        python, "-m", "inmanta.app", "-vv", "export", "-j", "out.json", cwd=folder / "project"
-    )
-
-    assert done.returncode == 0, done.stdout
-    exported = json.loads((folder / "project" / "out.json").read_text())
-    (variable,) = [r for r in exported if r["id"].startswith("envfile::Variable[web,")]
-    assert variable["name"] == "DAEMON_OPTS"
-    assert variable["via"]["via"]["hostname"] == "192.0.2.10"
-
-
-def test_the_tutorials_wheel_is_a_complete_module(
-    tutorial: tuple[pathlib.Path, pathlib.Path], tmp_path: pathlib.Path
-) -> None:
-    folder, python = tutorial
-    ignore = shutil.ignore_patterns("*.egg-info", "tests")
-    shutil.copytree(folder / "envfile", tmp_path / "envfile", ignore=ignore)
-    command = (python, "-m", "inmanta.app", "module", "build", "-o", tmp_path / "dist")
-
-    done = installed.run(*command, tmp_path / "envfile", cwd=tmp_path)
-
-    assert done.returncode == 0, done.stdout
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
-    files = set(zipfile.ZipFile(wheel).namelist())
-    package = "inmanta_plugins/envfile/"
-    assert {name.removeprefix(package) for name in files if name.startswith(package)} == {
-        "__init__.py",
-        "on_host.py",
-        "py.typed",
-        "setup.cfg",
-        "model/_init.cf",
-    }
-
-
-def test_the_tutorials_host_functions_run_on_the_oldest_python() -> None:
-    tree = ast.parse(
-        (DOCS / "tutorial/envfile/inmanta_plugins/envfile/on_host.py").read_text(),
-        feature_version=(3, 6),
-    )
-    imported = {
-        (node.module or "").split(".")[0] if isinstance(node, ast.ImportFrom) else alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for alias in node.names
-    }
-
-    assert imported <= {*sys.stdlib_module_names, "inmanta_mitogen"}
