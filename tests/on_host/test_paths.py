@@ -10,7 +10,7 @@ import pathlib
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from host_files import ALICE, MALLORY, python_as
@@ -220,7 +220,7 @@ def mallory_swaps(shared: pathlib.Path, victim: pathlib.Path) -> Iterator[None]:
             os.chdir(shared)
             os.mkdir("real")
             os.write(started, b"x")
-            steps = (
+            steps: tuple[Callable[[], object], ...] = (
                 lambda: os.close(os.open("new", os.O_CREAT | os.O_WRONLY)),
                 lambda: os.replace("new", "file"),
                 lambda: os.rename("real", "directory"),
