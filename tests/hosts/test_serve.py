@@ -4,9 +4,13 @@ import collections.abc
 import importlib
 import importlib.util
 import logging
+import os
 import pathlib
+import pickle
+import re
 import sys
 import textwrap
+import time
 import types
 
 import hostile_side
@@ -16,6 +20,7 @@ import pytest
 from inmanta_plugins.mitogen import Proxy, RemoteException, allow_modules
 from inmanta_plugins.mitogen.hosts import modules
 from inmanta_plugins.mitogen.hosts import served as serve
+from inmanta_plugins.mitogen.hosts.router import MOST_STRAYS
 from pytest_inmanta_mitogen import SshHost
 
 LOCAL: dict[str, object] = {"method_name": "local", "name": "a", "python_path": [sys.executable]}
@@ -53,6 +58,24 @@ FILES = {
 
             return importlib.import_module(name).__name__
 
+        def data():
+            import importlib.resources
+
+            return importlib.resources.read_text("inmanta_plugins.webapp", "data.txt")
+
+        def loaded():
+            import sys
+
+            return sorted(sys.modules)
+
+        def lacking():
+            import nowhere_at_all
+
+            return nowhere_at_all
+
+        def broken():
+            raise ValueError("of its own")
+
         def compiled():
             import only_compiled
 
@@ -64,13 +87,13 @@ FILES = {
     "inmanta_plugins/webapp/secret.py": "PASSWORD = 'canary'\n",
     "inmanta_plugins/webapp/deep/__init__.py": "import inmanta\n",
     "inmanta_plugins/webapp/deep/inner.py": "def inner():\n    return __name__\n",
-    "inmanta_plugins/webapp/data.txt": "canary\n",
-    "inmanta_plugins/needy/__init__.py": "def in_init():\n    return 1\n",
+    "inmanta_plugins/webapp/data.txt": "data of webapp\n",
+    "inmanta_plugins/needy/__init__.py": "import inmanta\ndef in_init():\n    return 1\n",
     "inmanta_plugins/needy/remote.py": """
         from inmanta_plugins.needy.between import x
 
         def never():
-            return x
+            return x.__name__
     """,
     "inmanta_plugins/needy/between.py": "from inmanta.resources import resource as x\n",
     "toplevel_tool/__init__.py": "TOP = 1\n",
@@ -166,6 +189,7 @@ def test_a_refusal_is_logged_once_with_the_host_and_the_module(
 
 
 def test_what_is_refused_stays_few_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="inmanta_plugins.mitogen.hosts.served")
     with Proxy(LOCAL) as proxy:
         for number in range(serve.MOST_REFUSALS + 50):
             proxy.remote_call(hostile_side.request_module, b"canary%d" % number)
@@ -198,14 +222,95 @@ def test_a_name_that_is_none_is_refused(
         assert "\0" not in record.getMessage()
 
 
-def test_data_files_are_refused(remote: types.ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_data_file_of_a_package_that_is_allowed_is_sent(
+    proxy: Proxy, remote: types.ModuleType
+) -> None:
+    assert proxy.remote_call(remote.data) == "data of webapp\n"
+
+
+def test_a_data_file_is_refused_where_its_package_is(
+    agent: pathlib.Path, remote: types.ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    (agent / "toplevel_tool" / "data.txt").write_text("canary")
+    os.symlink("/etc/passwd", agent / "inmanta_plugins" / "webapp" / "link.py")
     with Proxy(LOCAL) as proxy:
-        assert proxy.remote_call(remote.all_of_it)
-        for package, name in (("inmanta_plugins.webapp", "data.txt"), ("inmanta", "py.typed")):
+        assert proxy.remote_call(remote.pid)
+        for package, name in (
+            ("inmanta_plugins.needy", "remote.py"), ("inmanta", "py.typed"),
+            ("inmanta_plugins.webapp", "secret.py"), ("inmanta_plugins.webapp", "link.py"),
+            ("inmanta_plugins.webapp", "../needy/remote.py"), ("inmanta_plugins.webapp", ".."),
+            ("inmanta_plugins.webapp", "/etc/passwd"), ("inmanta_plugins.webapp", "none.txt"),
+            ("inmanta_plugins.webapp", "deep"), ("inmanta_plugins.webapp", ""), ("", ""),
+        ):  # fmt: skip
             assert not proxy.remote_call(hostile_side.get_resource, package, name)
         assert proxy.remote_call(remote.pid)
-    assert len(caplog.records) == 2
-    assert "its file data.txt" in caplog.text
+    assert "(its file secret.py)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"\x80\x02)" + b"\x85" * 230_000 + b".", id="nested"),
+        pytest.param(
+            b"\x80\x04)" + b"".join(b"\x94h%c\x86" % number for number in range(60)) + b".",
+            id="doubling",
+        ),
+        pytest.param(pickle.dumps(("inmanta_plugins.webapp", "x" * 3_000)), id="long"),
+        pytest.param(pickle.dumps(("inmanta_plugins.webapp", 1)), id="a number"),
+        pytest.param(b"", id="empty"),
+    ],
+)
+def test_a_request_for_a_data_file_holds_up_nobody(
+    data: bytes, remote: types.ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Proxy(LOCAL) as proxy:
+        assert proxy.remote_call(remote.pid)
+        before = time.thread_time_ns()
+        proxy.remote_call(hostile_side.send, mitogen.core.GET_RESOURCE, data)
+        assert proxy.remote_call(remote.pid)
+        assert time.thread_time_ns() - before < 10 * 10**9
+    assert "a data file that can't be one: refused" in caplog.text
+
+
+@pytest.mark.parametrize("which", ["that is sent", "of mitogen", "data file"])
+def test_a_host_that_asks_for_the_same_again_and_again_is_cut_off(
+    which: str, remote: types.ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    handle, data = {
+        "that is sent": (mitogen.core.GET_MODULE, b"inmanta_plugins.webapp.remote"),
+        "of mitogen": (mitogen.core.GET_MODULE, b"mitogen.parent"),
+        "data file": (
+            mitogen.core.GET_RESOURCE,
+            pickle.dumps(("inmanta_plugins.webapp", "data.txt"), 2),
+        ),
+    }[which]
+    with Proxy(LOCAL) as proxy:
+        assert proxy.remote_call(remote.pid)
+        with pytest.raises(RemoteException, match="connection was lost"):
+            proxy.remote_call(hostile_side.send, handle, data, MOST_STRAYS + 50_000)
+    assert "it is cut off" in caplog.text
+
+
+def test_of_mitogen_a_host_gets_what_there_is_and_nothing_is_imported_for_it(
+    remote: types.ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Proxy(LOCAL) as proxy:
+        assert proxy.remote_call(remote.pid)
+        router = proxy.context.router
+        known = len(router.responder._cache)
+        loaded = set(sys.modules)
+        for number in range(500):
+            name = b"mitogen.x%d" % number
+            proxy.remote_call(hostile_side.request_module, name)
+        for name in (b"mitogen.parent.os", b"mitogen.ansible_mitogen", b"mitogen.sudo"):
+            proxy.remote_call(hostile_side.request_module, name)
+        assert proxy.remote_call(remote.pid)
+        sent, _ = proxy.remote_call(hostile_side.held_modules)
+        assert len(router.responder._cache) < known + 10
+    assert "mitogen.sudo" in sent
+    assert not {name for name in set(sys.modules) - loaded if name.startswith("mitogen.")}
+    assert not caplog.records
 
 
 def test_a_host_gets_nothing_that_another_one_may_have(remote: types.ModuleType) -> None:
@@ -266,83 +371,97 @@ def test_a_compiled_module_fails_by_name(
     assert "'only_compiled', which has no Python source on the agent" in caplog.text
 
 
-# Before anything is sent
+# What needs inmanta
+
+WITHOUT_INMANTA: dict[str, object] = {**LOCAL, "python_path": [sys.executable, "-I", "-S"]}
 
 
-def test_a_function_whose_file_needs_inmanta_fails_before_it_is_sent() -> None:
-    # As an agent has it: what it imports can be imported here.
+def test_a_function_whose_file_needs_inmanta_runs_where_there_is_one() -> None:
     never = importlib.import_module("inmanta_plugins.needy.remote").never
-    with Proxy(LOCAL) as proxy, pytest.raises(TypeError) as caught:
-        proxy.remote_call(never)
-    assert str(caught.value) == (
-        "inmanta_plugins.needy.remote.never cannot be called on a host:"
-        " inmanta_plugins.needy.remote imports inmanta_plugins.needy.between imports"
-        " inmanta.resources, which hosts do not have."
-        " Move it to a file that needs nothing but the standard library."
-    )
+    with Proxy(LOCAL) as proxy:
+        assert proxy.remote_call(never) == "resource"
 
 
-def test_a_function_of_an_init_below_inmanta_plugins_fails_before_it_is_sent() -> None:
+def test_a_function_of_a_package_of_handlers_runs_where_there_is_inmanta() -> None:
     in_init = importlib.import_module("inmanta_plugins.needy").in_init
-    with Proxy(LOCAL) as proxy, pytest.raises(TypeError, match=r"stands in the __init__\.py of"):
-        proxy.remote_call(in_init)
+    with Proxy(LOCAL) as proxy:
+        assert proxy.remote_call(in_init) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "reason"),
+    [
+        ("inmanta_plugins.needy.remote", "never", "imports inmanta, which the host's Python"),
+        ("inmanta_plugins.needy", "in_init", r"__init__\.py of inmanta_plugins.needy is empty on"),
+        ("inmanta_plugins.webapp.remote", "lacking", "have the module nowhere_at_all, and the"),
+        ("inmanta_plugins.webapp.remote", "broken", None),
+    ],
+)
+def test_there_is_advice_for_a_function_whose_module_lacks_something_on_the_host(
+    module: str, function: str, reason: str | None
+) -> None:
+    called = getattr(importlib.import_module(module), function)
+    with Proxy(WITHOUT_INMANTA) as proxy, pytest.raises(RemoteException) as caught:
+        proxy.remote_call(called)
+    advice = serve.advice_for(called, str(caught.value))
+    if reason is None:
+        assert advice is None
+    else:
+        assert re.search(reason, advice or "")
+
+
+def test_what_a_package_of_handlers_imports_is_not_loaded_for_a_function_beside_it(
+    remote: types.ModuleType,
+) -> None:
+    with Proxy(LOCAL) as proxy:
+        assert "inmanta" not in proxy.remote_call(remote.loaded)
+
+
+# Calls by mitogen's own means
+
+
+def test_mitogens_own_call_of_a_function_works(proxy: Proxy, remote: types.ModuleType) -> None:
+    assert proxy.context.call(remote.all_of_it)
+    other = importlib.import_module("other_tool").other
+    assert proxy.context.call_async(other).get().unpickle() == "other"
 
 
 # What is found in sources
+
+
+def imports_of_probe_module() -> frozenset[str]:
+    module = modules.find("probe_module")
+    assert module is not None
+    return module.imports
 
 
 def test_nothing_is_imported_to_find_what_is_needed(agent: pathlib.Path) -> None:
     (agent / "big_tool").mkdir()
     (agent / "big_tool" / "__init__.py").write_text("raise SystemExit('imported')\n")
     (agent / "big_tool" / "part.py").write_text("import json\n")
-    (agent / "user_of_big.py").write_text("def use():\n    import big_tool.part\n")
-    needed, _ = modules.needed("user_of_big")
-    assert set(needed) == {"user_of_big", "big_tool", "big_tool.part"}
+    (agent / "probe_module.py").write_text("def use():\n    import big_tool.part\n")
+    assert imports_of_probe_module() == {"big_tool", "big_tool.part"}
+    assert modules.find("big_tool.part") is not None
 
 
 @pytest.mark.parametrize(
     ("statement", "found"),
     [
-        ("import toplevel_tool.part.leaf", {"toplevel_tool.part", "toplevel_tool.part.leaf"}),
+        ("import toplevel_tool.part.leaf", {"toplevel_tool.part.leaf", "toplevel_tool.part"}),
         ("from toplevel_tool import part", {"toplevel_tool.part"}),
-        ("from toplevel_tool import TOP", set()),
-        (
-            "from toplevel_tool.part.leaf import *",
-            {"toplevel_tool.part", "toplevel_tool.part.leaf"},
-        ),
+        ("from toplevel_tool.part.leaf import *", {"toplevel_tool.part.leaf"}),
         ("import importlib\nimportlib.import_module('other_tool')", {"other_tool"}),
         ("if False:\n    import other_tool", {"other_tool"}),
         ("class A:\n    import other_tool", {"other_tool"}),
-        ("from .... import other_tool", None),
-        ("this is no Python", None),
-        ("import inmanta", None),
+        ("from .... import other_tool", set()),
+        ("this is no Python", set()),
     ],
 )
 def test_what_a_statement_imports_is_found(
-    statement: str, found: set[str] | None, agent: pathlib.Path
+    statement: str, found: set[str], agent: pathlib.Path
 ) -> None:
     (agent / "probe_module.py").write_text(statement + "\n")
-    needed, _ = modules.needed("probe_module")
-    tops = {"toplevel_tool"} if statement.count("toplevel_tool") else set()
-    assert set(needed) - {"probe_module"} == (tops | found if found is not None else set())
-
-
-@pytest.mark.parametrize(
-    ("source", "chain"),
-    [
-        ("import inmanta.const", ["probe_module", "inmanta.const"]),
-        ("def f():\n    import inmanta.const", None),
-        ("try:\n    import inmanta\nexcept ImportError:\n    pass", None),
-        ("import contextlib\nwith contextlib.suppress(ImportError):\n    import inmanta", None),
-        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import inmanta", None),
-        ("import json", None),
-    ],
-)
-def test_only_what_is_certainly_imported_keeps_a_file_from_hosts(
-    source: str, chain: list[str] | None, agent: pathlib.Path
-) -> None:
-    (agent / "probe_module.py").write_text(source + "\n")
-    assert modules.chain_to_inmanta("probe_module") == chain
+    assert found <= imports_of_probe_module() if found else not imports_of_probe_module()
 
 
 def test_a_module_that_was_changed_is_sent_anew(

@@ -121,7 +121,6 @@ class Connection:
         :param message: The request to call it.
         :param deliver: Gets the answer, once, on the broker's thread, so it must not block. A dead
             message tells that there will be none.
-        :raises UnservableError: The function's file needs what hosts don't have.
         :raises NotDeliveredError: The connection was closed meanwhile.
         """
         if self.may_call(function, deliver):

@@ -19,8 +19,8 @@ from inmanta_plugins.mitogen.connections import interpreters
 from inmanta_plugins.mitogen.connections.diagnosis import HopLost, diagnose, unprepared
 from inmanta_plugins.mitogen.contexts.options import SECRET_OPTIONS
 from inmanta_plugins.mitogen.hosts.answers import UnreadableError, read_answer
-from inmanta_plugins.mitogen.hosts.modules import Stamp
-from inmanta_plugins.mitogen.hosts.served import PREPARE_HOST, ServedModules
+from inmanta_plugins.mitogen.hosts.router import AgentRouter
+from inmanta_plugins.mitogen.hosts.served import PREPARE_HOST
 from inmanta_plugins.mitogen.settings import HOP_GRACE, LEAVE_TIMEOUT
 
 Serialized = Mapping[str, object]
@@ -66,13 +66,11 @@ class Link:
         # A hop runs one call at a time: its deadline must not start while it serves another.
         self._connecting = threading.Lock()
         self._has_connected = False
-        self._loaded: dict[str, Stamp] = {}
         self._adopt(self._connect(hop))
 
     def _adopt(self, context: mitogen.parent.Context) -> None:
         self.context = context
         mitogen.core.listen(context, "disconnect", self._gone.set)
-        mitogen.core.listen(context, "disconnect", self._forget)
         if self._stream() is None:
             self._gone.set()  # it went before anyone listened
 
@@ -110,11 +108,6 @@ class Link:
         text = version.decode() if isinstance(version, bytes) else str(version)
         raise unprepared(hop, failure, text) from None
 
-    def _forget(self) -> None:
-        served = self.router.responder.policy
-        if self.via is None and isinstance(served, ServedModules):
-            served.forget(self.context.context_id)
-
     def allow(self, function: Callable[..., object]) -> bool:
         """
         Let the host have the modules that a function needs, where the router holds them back.
@@ -122,17 +115,10 @@ class Link:
         :param function: The function that is about to be called there.
         :return: Whether the interpreter can run it as it is now: not when it may have loaded
             modules that have been changed on the agent since.
-        :raises UnservableError: The function's file needs what hosts don't have.
         """
-        next_to_agent = self
-        while next_to_agent.via is not None:
-            next_to_agent = next_to_agent.via
-        served = self.router.responder.policy
-        if not isinstance(served, ServedModules):
+        if not isinstance(self.router, AgentRouter):
             return True
-        return served.allow(
-            next_to_agent.context.context_id, self.context.context_id, function, self._loaded
-        )
+        return self.router.allow(self.context, function)
 
     def _connect(self, hop: Serialized) -> mitogen.parent.Context:
         method = str(hop["method_name"])

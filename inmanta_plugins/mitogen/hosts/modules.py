@@ -1,7 +1,6 @@
-"""What the modules of this process import, found in their sources: nothing is imported for it."""
+"""Modules of this process with a Python source, and what they import. None is imported for it."""
 
 import ast
-import dataclasses
 import functools
 import importlib.machinery
 import importlib.util
@@ -9,119 +8,127 @@ import os
 import pkgutil
 import sys
 import tokenize
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 
 PLUGINS = "inmanta_plugins"
-"""The namespace package of the handlers, of which hosts get the packages blank."""
+"""The namespace package of the handlers."""
 
-# What no host is served, whatever imports it: the orchestrator itself.
-_NEVER = frozenset({"inmanta"})
+# Handlers import inmanta at the top level, which few hosts have. So their packages are empty there,
+# and a function in a file beside the handler can be called. Where there is inmanta, the package is
+# executed when a name of it is first used.
+_WHEN_USED = """\
+def __getattr__(name):
+    import importlib.machinery
+    names = globals()
+    if name not in {names!r} or not importlib.machinery.PathFinder.find_spec("inmanta"):
+        raise AttributeError("module %r has no attribute %r" % (__name__, name))
+    del names["__getattr__"]
+    exec(compile({source!r}, __file__, "exec"), names)
+    return names[name]
+"""
 
 Stamp = tuple[object, ...]
-"""Tells one version of a module from another."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Module:
-    """A module of this process that can be sent to a host."""
+    """
+    A module of this process that can be sent to a host.
 
-    name: str
-    source: str
-    is_package: bool
-    blank: bool
-    """Whether hosts get it without its content."""
-    stamp: Stamp
-    path: tuple[str, ...]
-    """Where its submodules are, for a package."""
+    :attr name: Its full name.
+    :attr stamp: Tells one version of it from another.
+    :attr path: Where its submodules and data files are, for a package; None for any other module.
+    """
+
+    def __init__(self, name: str, source: str, stamp: Stamp, path: list[str] | None) -> None:
+        self.name = name
+        self.stamp = stamp
+        self.path = path
+        self._source = source
 
     @functools.cached_property
-    def imports(self) -> dict[str, bool]:
-        """Each name that it imports, and whether it can't be imported without that."""
-        if self.blank:
-            return {}
-        imports = _Imports(self.name if self.is_package else self.name.rpartition(".")[0])
+    def sent_source(self) -> bytes:
+        """What hosts get."""
+        submodules = {found.name for found in pkgutil.iter_modules(self.path or ())}
+        # An agent gets each file as a package: ``on_host/__init__.py`` for ``on_host.py``.
+        of_handlers = self.name.count(".") < 2 or submodules
+        if self.path and self._source and of_handlers and self.name.split(".")[0] == PLUGINS:
+            names = sorted({*self._names()} - submodules)
+            return _WHEN_USED.format(names=names, source=self._source).encode()
+        return self._source.encode()
+
+    def _names(self) -> Iterator[str]:
+        for node in ast.walk(self._tree):
+            match node:
+                case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                    yield name
+                case ast.alias(name=name, asname=asname):
+                    yield (asname or name).split(".")[0]
+                case ast.Name(id=name, ctx=ast.Store()):
+                    yield name
+
+    @functools.cached_property
+    def _tree(self) -> ast.Module:
         try:
-            imports.visit(ast.parse(self.source))
+            return ast.parse(self._source)
         except (SyntaxError, ValueError, RecursionError):
-            return {}  # it will fail on the host as it does here
-        return imports.names
+            return ast.Module(body=[], type_ignores=[])  # it fails on the host as it does here
 
-    def children(self) -> list[str]:
+    @functools.cached_property
+    def imports(self) -> frozenset[str]:
+        """Each name that it imports, and the packages that these are in."""
+        return frozenset(self._lineages(ast.walk(self._tree)))
+
+    @functools.cached_property
+    def top_level_imports(self) -> frozenset[str]:
+        """What is certainly imported with it: its packages are, too."""
+        return frozenset({*self._lineages(self._tree.body), *lineage(self.name)[:-1]})
+
+    def imports_of(self, function: str) -> frozenset[str]:
         """
-        :return: The names of its submodules.
+        Return what a function at its top level imports when it is called.
+
+        :param function: The function's name.
         """
-        return [found.name for found in pkgutil.iter_modules(list(self.path))]
+        found = [one for one in self._tree.body if getattr(one, "name", None) == function]
+        return frozenset(self._lineages(node for one in found for node in ast.walk(one)))
+
+    def _lineages(self, nodes: "Iterator[ast.AST] | list[ast.stmt]") -> Iterator[str]:
+        package = self.name if self.path is not None else self.name.rpartition(".")[0]
+        for node in nodes:
+            for name in _imported(node, package):
+                yield from lineage(name)
 
 
-class _Imports(ast.NodeVisitor):
-    """Collects what the import statements of a module name."""
-
-    def __init__(self, package: str) -> None:
-        self._package = package
-        self._optional = 0
-        self.names: dict[str, bool] = {}
-
-    def _add(self, name: str, *, required: bool = True) -> None:
-        self.names[name] = self.names.get(name, False) or (required and not self._optional)
-
-    def visit_Import(self, node: ast.Import) -> None:  # as ast calls it
-        for alias in node.names:
-            self._add(alias.name)
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:  # as ast calls it
-        base = node.module or ""
-        if node.level:
-            try:
-                base = importlib.util.resolve_name("." * node.level + base, self._package)
-            except ImportError:
-                return  # beyond the top: it fails here too
-        self._add(base)
-        for alias in node.names:
-            if alias.name != "*":
-                # A module, or anything else in it.
-                self._add(f"{base}.{alias.name}", required=False)
-
-    def visit_Call(self, node: ast.Call) -> None:  # as ast calls it
-        called = getattr(node.func, "attr", getattr(node.func, "id", ""))
-        if called in ("import_module", "__import__") and node.args:
-            name = node.args[0]
-            if isinstance(name, ast.Constant) and isinstance(name.value, str):
-                self._add(name.value, required=False)
-        self.generic_visit(node)
-
-    def _visit_optional(self, node: ast.AST) -> None:
-        self._optional += 1
-        self.generic_visit(node)
-        self._optional -= 1
-
-    visit_FunctionDef = visit_AsyncFunctionDef = visit_Lambda = _visit_optional  # noqa: N815
-    visit_Try = visit_TryStar = _visit_optional  # noqa: N815
-
-    def visit_With(self, node: ast.With) -> None:  # as ast calls it
-        if any("suppress" in ast.dump(item.context_expr) for item in node.items):
-            self._visit_optional(node)
-        else:
-            self.generic_visit(node)
-
-    def visit_If(self, node: ast.If) -> None:  # as ast calls it
-        if "TYPE_CHECKING" not in ast.dump(node.test):
-            self.generic_visit(node)
-            return
-        for other in node.orelse:
-            self.visit(other)
+def _imported(node: ast.AST, package: str) -> Iterator[str]:
+    match node:
+        case ast.Import(names=names):
+            yield from (alias.name for alias in names)
+        case ast.ImportFrom(module=module, names=names, level=level):
+            base = module or ""
+            if level:
+                try:
+                    base = importlib.util.resolve_name("." * level + base, package)
+                except ImportError:
+                    return  # beyond the top: it fails here too
+            # A submodule, or anything else in it.
+            yield from (f"{base}.{alias.name}" for alias in names)
+        case ast.Call(func=func, args=[ast.Constant(value=str(name)), *_]):
+            if getattr(func, "attr", getattr(func, "id", "")) == "import_module":
+                yield name
 
 
-def is_served(name: str) -> bool:
+def lineage(name: str) -> list[str]:
     """
+    Return the packages that a module is in, outermost first, and its own name.
+
     :param name: The full name of a module.
-    :return: Whether a host that needs it gets it from here, and not from itself or from mitogen.
     """
-    top = name.split(".")[0]
-    return top not in sys.stdlib_module_names and top not in _NEVER and top != "mitogen"
+    parts = name.split(".")
+    return [".".join(parts[: end + 1]) for end in range(len(parts))]
 
 
 def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
-    """The spec of a module. Other than importlib's own search it imports no parents."""
+    """Return the spec of a module. Unlike importlib's own search it imports no packages."""
     spec = getattr(sys.modules.get(name), "__spec__", None)
     if isinstance(spec, importlib.machinery.ModuleSpec):
         return spec
@@ -142,13 +149,13 @@ def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
     return None
 
 
-def _stamp(name: str, spec: importlib.machinery.ModuleSpec) -> Stamp:
+def _stamp(spec: importlib.machinery.ModuleSpec) -> Stamp:
     try:
         status = os.stat(spec.origin or "")
         file: Stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
     except OSError:
         file = ()
-    return (spec.origin, id(sys.modules.get(name)), *file)
+    return (spec.origin, *file)
 
 
 def _read(name: str, spec: importlib.machinery.ModuleSpec) -> str | None:
@@ -168,120 +175,49 @@ def _read(name: str, spec: importlib.machinery.ModuleSpec) -> str | None:
 _found: dict[str, Module] = {}
 
 
-def _is_parent(name: str, path: Iterable[str]) -> bool:
-    """
-    Whether a package below inmanta_plugins has modules in it, and is no file of an inmanta module:
-    agents get each of these files as a package, ``on_host/__init__.py`` for ``on_host.py``.
-    """
-    return name.count(".") < 2 or any(pkgutil.iter_modules(list(path)))
-
-
 def find(name: str) -> Module | None:
     """
-    :param name: The full name of a module.
-    :return: The module as it is now; None where there is none with a source.
+    Find a module that can be sent to a host.
+
+    :param name: Its full name.
+    :return: The module as it is now, the same object as long as it does not change; None where
+        there is none with a Python source.
     """
     if not all(part.isidentifier() for part in name.split(".")):
         return None
     spec = _spec(name)
     if spec is None:
         return None
-    stamp = _stamp(name, spec)
+    stamp = _stamp(spec)
     known = _found.get(name)
     if known is not None and known.stamp == stamp:
         return known
     path = spec.submodule_search_locations
-    blank = path is not None and name.split(".")[0] == PLUGINS and _is_parent(name, path)
     # A namespace package has no source, and needs none.
-    empty = blank or (path is not None and spec.origin is None)
-    source = "" if empty else _read(name, spec)
+    source = "" if path is not None and spec.origin is None else _read(name, spec)
     if source is None:
         return None
-    found = Module(name, source, path is not None, blank, stamp, tuple(path or ()))
+    found = Module(name, source, stamp, None if path is None else list(path))
     _found[name] = found
     return found
 
 
-def _lineage(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[: end + 1]) for end in range(len(parts))]
-
-
-def _reachable(name: str) -> tuple[dict[str, Module], set[str]]:
-    found: dict[str, Module] = {}
-    absent: set[str] = set()
-    stack = [name]
-    while stack:
-        for part in _lineage(stack.pop()):
-            if part in found or part in absent or not is_served(part):
-                continue
-            module = find(part)
-            if module is None:
-                absent.add(part)
-            else:
-                found[part] = module
-                stack.extend(module.imports)
-    return found, absent
-
-
-_needed: dict[str, tuple[dict[str, Module], set[str]]] = {}
-
-
-def needed(name: str) -> tuple[Mapping[str, Module], set[str]]:
+def data_file(package: str, name: str, limit: int) -> bytes | None:
     """
-    :param name: The full name of a module.
-    :return: The module, its parents, and all that they import in turn, without the standard
-        library, which hosts have, and without inmanta, which they don't get; and the names among
-        them that have no source here.
-    """
-    known = _needed.get(name)
-    if known is None or any(find(one) is not module for one, module in known[0].items()):
-        known = _needed[name] = _reachable(name)
-    return known
+    Read a data file of a package.
 
-
-def certain(module: Module, among: Mapping[str, Module]) -> list[Module]:
+    :param package: The full name of the package.
+    :param name: The file's name in its directory.
+    :param limit: The maximum size of the file, in bytes.
+    :return: The content; None where there is no such file, or it holds a module.
     """
-    :param module: A module.
-    :param among: The modules to choose from.
-    :return: What is certainly imported before it is complete, from the same top-level package: its
-        parents and what their top levels import, in the order in which parents come first.
-    """
-    top = module.name.split(".")[0]
-    chosen: dict[str, Module] = {}
-    stack = [module.name]
-    while stack:
-        for part in _lineage(stack.pop()):
-            one = among.get(part)
-            if one is not None and part not in chosen and part.split(".")[0] == top:
-                chosen[part] = one
-                stack.extend(name for name, required in one.imports.items() if required)
-    chosen.pop(module.name, None)
-    return sorted(chosen.values(), key=lambda one: one.name)
-
-
-def chain_to_inmanta(name: str) -> list[str] | None:
-    """
-    :param name: The full name of a module.
-    :return: How it comes to import what no host has: the module, what it imports, and so on; None
-        where it doesn't.
-    """
-    seen: set[str] = set()
-    stack = [[name]]
-    while stack:
-        chain = stack.pop()
-        if chain[-1].split(".")[0] in _NEVER:
-            return chain
-        for part in _lineage(chain[-1]):
-            way = chain if part == chain[-1] else [*chain[:-1], part]
-            if part in seen or not is_served(part):
-                continue
-            seen.add(part)
-            module = find(part)
-            stack.extend([*way, other] for other in _required(module))
+    module = find(package)
+    suffixes = tuple(importlib.machinery.all_suffixes())
+    if module is None or not name or "/" in name or "\0" in name or name.endswith(suffixes):
+        return None
+    for directory in module.path or ():
+        path = os.path.join(directory, name)
+        if os.path.isfile(path) and os.path.getsize(path) <= limit:
+            with open(path, "rb") as file:
+                return file.read(limit)
     return None
-
-
-def _required(module: Module | None) -> Iterator[str]:
-    names: Iterable[tuple[str, bool]] = module.imports.items() if module is not None else ()
-    return (name for name, required in names if required)

@@ -9,13 +9,14 @@ and a host that goes on with it is cut off.
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import mitogen.core
 import mitogen.master
 import mitogen.parent
 from inmanta_plugins.mitogen.hosts.host_log import ForwardedLog
-from inmanta_plugins.mitogen.hosts.served import ServedModules
+from inmanta_plugins.mitogen.hosts.served import Served, ServedModules
 from inmanta_plugins.mitogen.hosts.streams import guarded
 from inmanta_plugins.mitogen.texts import bounded_text
 
@@ -47,9 +48,30 @@ class _Guest:
     """How many contexts it was asked to connect, itself or one behind it."""
     blocks: list[range] = dataclasses.field(default_factory=list)
     """The ids that it may give to them."""
+    routed: set[int] = dataclasses.field(default_factory=set)
+    """Those of them that it told of."""
+    served: Served = dataclasses.field(default_factory=Served)
     strays: int = 0
     logged: bool = False
     cut: bool = False
+
+
+class _AllowingChain(mitogen.parent.CallChain):  # type: ignore[misc]  # mitogen is not typed
+    """Lets the host have what a function needs before it is called."""
+
+    def make_msg(
+        self, fn: Callable[..., object], *args: object, **kwargs: object
+    ) -> mitogen.core.Message:
+        """As mitogen's own."""
+        self.context.router.allow(self.context, fn)
+        return super().make_msg(fn, *args, **kwargs)
+
+
+class AgentContext(mitogen.parent.Context):  # type: ignore[misc]  # mitogen is not typed
+    """A context whose host may have what is called in it."""
+
+    call_chain_class = _AllowingChain
+    changes_before: int | None = None
 
 
 class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is not typed
@@ -62,6 +84,7 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
 
     # Its hosts may message nobody but the agent: mitogen checks it too, here and on each hop.
     unidirectional = True
+    context_class = AgentContext
 
     def __init__(self, broker: mitogen.master.Broker, max_message_size: int) -> None:
         self._guests: dict[mitogen.core.Stream, _Guest] = {}
@@ -111,6 +134,18 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
         context.name = f"{via_context.name}.{its_name}"
         return context
 
+    def allow(self, context: AgentContext, function: Callable[..., object]) -> bool:
+        """
+        Let the host of a context have what a function needs.
+
+        :param context: The context that the function is to be called in.
+        :param function: The function.
+        :return: Whether the context can run it as it is now: not when it may have loaded modules
+            that have been changed on the agent since.
+        """
+        guest = self._guests.get(self.stream_by_id(context.context_id))
+        return guest is None or self.served.allow(guest, context, function)
+
     def _new_behind(self, guest: _Guest, answer: object) -> tuple[int, str]:
         if not isinstance(answer, dict):
             raise mitogen.core.StreamError(f"{guest.name} answered nonsense when it was to connect")
@@ -144,7 +179,6 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
         if guest is None:
             return
         self.forwarded.end(guest.id)
-        self.served.forget(guest.id)
 
         def forget() -> None:
             for known in list(self._context_by_id):
@@ -255,6 +289,7 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
                 len(msg.data) > _MOST_ROUTE_BYTES
                 or msg.src_id != guest.id
                 or not any(target in block for block in guest.blocks)
+                or not self._is_news(guest, target, adds=msg.handle == mitogen.core.ADD_ROUTE)
             ):
                 self.stray(guest.id, "about a context that is not its own")
                 return
@@ -264,6 +299,15 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
             handler(msg)
 
         return on_route
+
+    def _is_news(self, guest: _Guest, target: int, *, adds: bool) -> bool:
+        """Return whether a context behind a host comes, which each does once, or ends."""
+        if not adds:
+            return target in self._stream_by_id
+        if target in guest.routed or len(guest.routed) >= guest.connects:
+            return False
+        guest.routed.add(target)
+        return True
 
     def _on_allocate_id(self, msg: mitogen.core.Message) -> None:
         guest = self.guest_of(msg)

@@ -1,26 +1,24 @@
 """Which of the agent's modules a host gets: those that the functions called there need.
 
 A mitogen host asks its agent for each module that it does not have itself, and a plain router
-serves all that can be imported on the agent. Here a host is served the module of each function that
-was called on it, what that imports in turn, and mitogen. Anything else is refused.
-
-Packages below ``inmanta_plugins`` are served blank, without their ``__init__.py``: so a function
-that stands in a file beside a handler runs on hosts, which have no inmanta.
+serves all that can be imported on the agent. Here a host may have the module of each function that
+was called on it, what the modules that it got import, and mitogen. Anything else is refused.
 """
 
 import functools
 import logging
+import re
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import mitogen.core
 import mitogen.master
 from inmanta_plugins.mitogen import _mitogen
 from inmanta_plugins.mitogen.hosts import answers, modules
-from inmanta_plugins.mitogen.hosts.modules import PLUGINS, Module, Stamp
+from inmanta_plugins.mitogen.hosts.modules import Module, lineage
 from inmanta_plugins.mitogen.texts import bounded_text
 
 LOGGER = logging.getLogger(__name__)
@@ -33,11 +31,12 @@ PREPARE_HOST = (
 """Run first in each interpreter."""
 # How many names that were refused are remembered for each host, so as to log each once.
 MOST_REFUSALS = 100
-# No module has a longer name, and no answer to one would find its way into a log.
-_LONGEST_NAME = 500
-
-# What of this project runs on hosts.
-_OWN = "inmanta_mitogen"
+LONGEST_NAME = 500
+"""The maximum length of the name of a module or data file that a host asks for, in characters."""
+LARGEST_DATA_FILE = 16 << 20
+"""The maximum size of a data file that a host gets, in bytes."""
+# What no host is served, whatever imports it: the orchestrator itself. And what it has anyway.
+_NEVER = {"inmanta", "mitogen"} | sys.stdlib_module_names
 
 _explicit: set[str] = set()
 
@@ -53,43 +52,60 @@ def allow_modules(*names: str) -> None:
     :param names: The full names of modules; what each imports comes along. Submodules of a package
         are named one by one.
     """
-    _explicit.update(names)
+    _explicit.update(part for name in names for part in lineage(name))
 
 
-class UnservableError(TypeError):
-    """A function can't be called on a host since its file needs what hosts don't have."""
-
-
-def check_servable(function: Callable[..., object]) -> None:
+def advice_for(function: Callable[..., object], error_text: str) -> str | None:
     """
-    :param function: A function to be called on a host.
-    :raises UnservableError: Its file, or one that this imports, needs inmanta; or it has no file
-        that could be sent.
+    Return what to do about a function that failed since the host lacks a module.
+
+    :param function: The function that was called.
+    :param error_text: The text of the exception that came back.
+    :return: A sentence or two; None for an exception of another cause.
     """
-    module = function.__module__
-    where = f"{module}.{function.__qualname__} cannot be called on a host"
-    remedy = "Move it to a file that needs nothing but the standard library."
-    found = modules.find(module)
-    if module == "__main__":
-        raise UnservableError(
-            f"{where}: it stands in the program that was started, which hosts do not get. {remedy}"
+    move = "Move the function to a file that imports only what hosts have or get."
+    if re.search(r"(unable to serve|No module named) '(inmanta|inmanta\.[\w.]+)'", error_text):
+        return (
+            "Its file, or one that this imports, imports inmanta, which the host's Python does not"
+            f" have. {move} Or set python_path to a Python that has inmanta."
         )
-    if found is not None and found.blank:
-        raise UnservableError(
-            f"{where}: it stands in the __init__.py of {module}, which hosts get blank. {remedy}"
+    missing = re.search(r"unable to serve '([\w.]{1,200})'", error_text)
+    if missing:
+        return (
+            f"The host's Python does not have the module {missing[1]}, and the agent does not send"
+            " it: it is compiled, not installed on the agent, or imported by a computed name."
+            " Install it on the host, or name it in inmanta_plugins.mitogen.allow_modules."
         )
-    chain = modules.chain_to_inmanta(module)
-    if chain is not None:
-        raise UnservableError(
-            f"{where}: {' imports '.join(chain)}, which hosts do not have. {remedy}"
+    if f"has no attribute '{function.__qualname__.split('.')[0]}'" not in error_text:
+        return None
+    if function.__module__ == "__main__":
+        return f"Hosts don't get the program that was started, which defines it. {move}"
+    if function.__module__.split(".")[0] == modules.PLUGINS:
+        return (
+            f"The __init__.py of {function.__module__} is empty on hosts whose Python does not have"
+            f" inmanta. {move}"
         )
+    return None
+
+
+class Served:
+    """What one host may have, and has got."""
+
+    def __init__(self) -> None:
+        self.allowed: set[str] = set()
+        self.sent: dict[str, Module] = {}
+        self.refused: set[str] = set()
+        self.data_files: set[tuple[str, str]] = set()
+        self.changes = 0
+        """How often something that it got was changed on the agent since."""
 
 
 class Host(Protocol):
-    """Who asks for modules: what a router knows of it."""
+    """A host that is served."""
 
     id: int
     name: str
+    served: Served
 
 
 class ServingRouter(Protocol):
@@ -101,7 +117,7 @@ class ServingRouter(Protocol):
     stream_by_id: Any
 
     def guest_of(self, msg: mitogen.core.Message) -> Host | None:
-        """The host that a message came from."""
+        """Return the host that a message came from."""
         ...
 
     def stray(self, host: int, what: str, *, log: bool = True) -> None:
@@ -109,29 +125,25 @@ class ServingRouter(Protocol):
         ...
 
 
-class _Served:
-    """What one host may have, and has got."""
+class ServedContext(Protocol):
+    """A context that functions are called in."""
 
-    def __init__(self) -> None:
-        self.allowed: dict[str, Module] = {}
-        self.absent: set[str] = set()
-        self.refused: set[str] = set()
-        self.sent: dict[str, Stamp] = {}
+    context_id: int
+    changes_before: int | None
+    """The changes of its host at the first call in it."""
 
 
-def _ahead(function: Callable[..., object], needed: Mapping[str, Module]) -> list[Module]:
-    """
-    What to send before it is asked for, as each question takes a round trip: what the call will
-    certainly import, and this module's own small part on hosts.
-    """
-    own = [module for name, module in needed.items() if name.split(".")[0] == _OWN]
-    called = needed.get(function.__module__)
-    if called is None:
-        return own
-    return list(dict.fromkeys([*own, *modules.certain(called, needed), called]))
+class _OnlyMitogen(mitogen.core.ImportPolicy):  # type: ignore[misc]  # mitogen is not typed
+    """What comes along with a module of mitogen's."""
+
+    def denied(self, fullname: str) -> Any:
+        """As mitogen's own: the exception to raise, or False."""
+        if fullname.split(".")[0] == "mitogen":
+            return False
+        return mitogen.core.ModuleDeniedByOverridesError
 
 
-class ServedModules(mitogen.core.ImportPolicy):  # type: ignore[misc]  # mitogen is not typed
+class ServedModules:
     """
     The modules that each host of a router may have.
 
@@ -139,78 +151,80 @@ class ServedModules(mitogen.core.ImportPolicy):  # type: ignore[misc]  # mitogen
     """
 
     def __init__(self, router: ServingRouter) -> None:
-        super().__init__()
         self._router = router
-        self._lock = threading.Lock()
-        # By the id of the context at the agent's end of a stream: it asks for those behind it.
-        self._served: dict[int, _Served] = {}
-        router.responder.policy = self
+        self._lock = threading.RLock()
+        router.responder.policy = _OnlyMitogen()
         for handle, handler in (
             (mitogen.core.GET_MODULE, self._on_module_request),
             (mitogen.core.GET_RESOURCE, self._on_resource_request),
         ):
             router.add_handler(handler, handle=handle, overwrite=True)
 
-    def allow(
-        self, host: int, context: int, function: Callable[..., object], loaded: dict[str, Stamp]
-    ) -> bool:
+    def allow(self, host: Host, context: "ServedContext", function: Callable[..., object]) -> bool:
         """
         Let a host have what a function needs.
 
-        :param host: The id of the context that is next to the agent.
-        :param context: The id of the context that the function is called in: the host, or one
-            behind it.
+        :param host: The host next to the agent.
+        :param context: The context that the function is called in: the host's, or one behind it.
         :param function: The function.
-        :param loaded: What that context was allowed before; added to.
         :return: Whether all that the context may have loaded is still the agent's own version. If
             not, it must be replaced by a new one.
-        :raises UnservableError: The function's file needs what hosts don't have.
         """
-        check_servable(function)
-        if not modules.is_served(function.__module__):
+        name = function.__module__
+        if name.split(".")[0] in _NEVER or name == "__main__":
             return True
-        needed, absent = modules.needed(function.__module__)
-        stamps = {name: module.stamp for name, module in needed.items()}
-        if any(loaded.get(name, stamp) != stamp for name, stamp in stamps.items()):
-            return False
-        loaded.update(stamps)
         with self._lock:
-            served = self._served.setdefault(host, _Served())
-            # Who was refused one remembers it: that it is not there, or how it was.
-            late = [
-                module
-                for name, module in needed.items()
-                if name in served.refused or served.sent.get(name, module.stamp) != module.stamp
-            ]
-            served.allowed.update(needed)
-            served.absent |= absent
-            ahead = [
-                module for module in _ahead(function, needed) if module.name not in served.sent
-            ]
-            served.sent.update((module.name, module.stamp) for module in ahead)
-        for module in ahead:
-            self._router.route(_load_module(module, host, served))
-        for module in late:
-            served.sent[module.name] = module.stamp
-            for destination in dict.fromkeys((host, context)):
-                self._router.route(_load_module(module, destination, served))
+            self._send_changed(host)
+            if context.changes_before is None:
+                context.changes_before = host.served.changes
+            if context.changes_before != host.served.changes:
+                return False
+            self._allow(host, lineage(name), context.context_id)
+            module = modules.find(name)
+            if module is not None:
+                self._send_ahead(host, name)
+                for one in sorted(module.imports_of(function.__qualname__.split(".")[0])):
+                    self._send_ahead(host, one)
         return True
 
-    def forget(self, host: int) -> None:
-        """
-        :param host: The id of a context next to the agent that has ended.
-        """
-        with self._lock:
-            self._served.pop(host, None)
+    def _allow(self, host: Host, names: Iterable[str], *also_to: int) -> None:
+        served = host.served
+        new = {name for name in names if name.split(".")[0] not in _NEVER} - served.allowed
+        served.allowed |= new
+        # Who was refused one remembers that it is not there.
+        for name in sorted(new & served.refused):
+            served.refused.discard(name)
+            module = modules.find(name)
+            if module is not None:
+                self._send(host, module, *also_to)
 
-    def denied(self, fullname: str) -> Any:
-        """
-        :param fullname: The name of a module that comes along with one of mitogen's own.
-        :return: False when the host may have it, else the exception that mitogen is to raise.
-        """
-        if fullname.split(".")[0] == "mitogen":
-            return False
-        return mitogen.core.ModuleDeniedByOverridesError
+    def _send_changed(self, host: Host) -> None:
+        for name, old in list(host.served.sent.items()):
+            module = modules.find(name)
+            if module is not None and module is not old:
+                host.served.changes += 1
+                self._send(host, module)
+
+    def _send_ahead(self, host: Host, name: str) -> None:
+        """Send a module, and before it what is certainly imported with it from its package."""
+        served = host.served
+        module = modules.find(name) if name in served.allowed else None
+        if module is None or name in served.sent:
+            return
+        served.sent[name] = module
+        self._allow(host, module.imports)
+        for one in sorted(module.top_level_imports):
+            if one.split(".")[0] == name.split(".")[0]:
+                self._send_ahead(host, one)
+        self._send(host, module)
+
+    def _send(self, host: Host, module: Module, *also_to: int) -> None:
+        served = host.served
+        served.sent[module.name] = module
+        self._allow(host, module.imports)
+        related = [one for one in sorted(module.top_level_imports) if one in served.sent]
+        for destination in dict.fromkeys((host.id, *also_to)):
+            self._router.route(_load_module(module, served.allowed, related, destination))
 
     # On the broker's thread
 
@@ -218,65 +232,67 @@ class ServedModules(mitogen.core.ImportPolicy):  # type: ignore[misc]  # mitogen
         host = self._router.guest_of(msg)
         if msg.is_dead or host is None:
             return
-        if len(msg.data) > 4 * _LONGEST_NAME or msg.src_id != host.id:
+        if len(msg.data) > 4 * LONGEST_NAME or msg.src_id != host.id:
             self._router.stray(host.id, "for a module that can't be one")
             return
         name = msg.data.decode("utf-8", "replace")
-        if name.split(".")[0] == "mitogen":
-            # The public interface ends here: how mitogen's responder serves a host.
-            msg.data = name.encode()
-            self._router.responder._on_get_module(msg)
+        if name in _names_of_mitogen():
+            self._send_mitogen(host, name, msg)
             return
         with self._lock:
-            served = self._served.setdefault(host.id, _Served())
-            module = served.allowed.get(name) or _explicitly_allowed(name)
-        if module is None:
-            self._refuse(host, served, name)
-        elif name in served.sent:
-            self._router.stray(host.id, "for a module that it has got already")
-        else:
-            self._send(host, served, module)
+            served = host.served
+            if name in served.sent:
+                # It may have asked before that came.
+                self._router.stray(host.id, "for a module that it has got already", log=False)
+                return
+            if name in _explicit:
+                served.allowed.add(name)
+            self._send_ahead(host, name)
+            if name not in served.sent:
+                self._refuse(host, name)
+                self._router.route(_message((name, None, None, None, ()), host.id))
 
-    def _send(self, host: Host, served: _Served, module: Module) -> None:
-        # Along with it what it will certainly import from the same place.
-        for one in [*modules.certain(module, served.allowed), module]:
-            if one.name not in served.sent:
-                served.sent[one.name] = one.stamp
-                self._router.route(_load_module(one, host.id, served))
-
-    def _refuse(self, host: Host, served: _Served, name: str) -> None:
-        self._router.stray(host.id, "for modules that it may not have", log=False)
-        self._log_refusal(host, served, name)
-        self._router.route(_message((name, None, None, None, ()), host.id))
+    def _send_mitogen(self, host: Host, name: str, msg: mitogen.core.Message) -> None:
+        if name in self._router.stream_by_id(host.id).protocol.sent_modules:
+            self._router.stray(host.id, "for a module that it has got already", log=False)
+            return
+        msg.data = name.encode()
+        # The public interface ends here: how mitogen's responder serves a host.
+        self._router.responder._on_get_module(msg)
 
     def _on_resource_request(self, msg: mitogen.core.Message) -> None:
-        # Data files of packages: nothing that this module calls on a host has any.
         host = self._router.guest_of(msg)
         if msg.is_dead or host is None:
             return
-        self._router.stray(host.id, "for files that it may not have", log=False)
         try:
-            asked = answers.read_answer(msg.data[: 8 * _LONGEST_NAME])
-            package, resource = (str(part)[:_LONGEST_NAME] for part in asked)  # type: ignore[attr-defined]  # tried
-        except (ValueError, TypeError, answers.UnreadableError):
+            package, name = _names(msg.data)
+        except ValueError:
+            self._router.stray(host.id, "for a data file that can't be one")
             return
         with self._lock:
-            served = self._served.setdefault(host.id, _Served())
-        self._log_refusal(host, served, f"{package} (its file {resource})")
-        self._router.route(
-            mitogen.core.Message.pickled(
-                (package, resource), None, dst_id=msg.src_id, handle=mitogen.core.LOAD_RESOURCE
-            )
-        )
+            served = host.served
+            content = None
+            if (package, name) in served.data_files:
+                self._router.stray(host.id, "for a data file that it has got already", log=False)
+                return
+            if package in served.allowed or package in _explicit:
+                content = modules.data_file(package, name, LARGEST_DATA_FILE)
+            if content is None:
+                self._refuse(host, f"{package} (its file {name})")
+            else:
+                served.data_files.add((package, name))
+        self._router.route(_data_file((package, name), content, msg.src_id))
 
-    def _log_refusal(self, host: Host, served: _Served, name: str) -> None:
+    def _refuse(self, host: Host, name: str) -> None:
+        served = host.served
+        self._router.stray(host.id, "for modules that it may not have", log=False)
         if name in served.refused or len(served.refused) >= MOST_REFUSALS:
             return
         served.refused.add(name)
         shown = ascii(bounded_text(name, 200))
-        if name.split(".")[0] in sys.stdlib_module_names:
-            return  # of its own standard library a Python asks for what it was built without
-        if name in served.absent:
+        if name.split(".")[0] in _NEVER:
+            return  # of its standard library a Python may lack parts; of inmanta the call tells
+        if modules.find(name) is None:
             LOGGER.info(
                 "Host %s asked for the module %s, which has no Python source on the agent: it is"
                 " compiled, or not installed. Install it on the host if it is needed there.",
@@ -293,40 +309,56 @@ class ServedModules(mitogen.core.ImportPolicy):  # type: ignore[misc]  # mitogen
         )
 
 
-def _explicitly_allowed(name: str) -> Module | None:
-    for allowed in _explicit:
-        found = modules.needed(allowed)[0].get(name)
-        if found is not None:
-            return found
-    return None
+@functools.cache
+def _names_of_mitogen() -> frozenset[str]:
+    """Return the modules of mitogen's that its own importer asks for."""
+    names = {f"mitogen.{name}" for name in mitogen.core.Importer.MITOGEN_PKG_CONTENT}
+    return frozenset(name for name in names if modules.find(name) is not None)
 
 
-def _load_module(module: Module, destination: int, served: _Served) -> mitogen.core.Message:
-    """The message in which mitogen's importer expects a module."""
-    children = None
-    if module.is_package:
-        prefix = f"{module.name}."
-        children = sorted(_children(module, served.allowed, prefix))
-    related = [one.name for one in modules.certain(module, served.allowed)]
+def _names(data: bytes) -> tuple[str, str]:
+    """Return what a host asks for in a request for a data file."""
+    if len(data) > 8 * LONGEST_NAME:
+        raise ValueError("it is too long")
+    try:
+        asked = answers.read_answer(data)
+    except answers.UnreadableError as error:
+        raise ValueError(str(error)) from None
+    match asked:
+        case (str(package), str(name)) if max(len(package), len(name)) <= LONGEST_NAME:
+            return package, name
+    raise ValueError("it is not two names")
+
+
+def _load_module(
+    module: Module, allowed: Iterable[str], related: list[str], destination: int
+) -> mitogen.core.Message:
+    """Return the message in which mitogen's importer expects a module."""
+    is_package = module.path is not None
     # Not its path on the agent: that is none of the host's business.
-    path = module.name.replace(".", "/") + ("/__init__.py" if module.is_package else ".py")
+    path = module.name.replace(".", "/") + ("/__init__.py" if is_package else ".py")
+    children = None
+    if is_package:
+        # Only hops look here: the importer of a host that was prepared asks for any submodule.
+        names = (one.rpartition(".") for one in allowed)
+        children = sorted(name for package, _, name in names if package == module.name)
     return _message((module.name, children, path, _packed(module), related), destination)
 
 
 @functools.lru_cache(maxsize=1024)
 def _packed(module: Module) -> mitogen.core.Blob:
-    source = b"" if module.blank else module.source.encode()
-    return mitogen.core.Blob(zlib.compress(source, 9))
-
-
-def _children(module: Module, allowed: Iterable[str], prefix: str) -> set[str]:
-    if module.name.split(".")[0] != PLUGINS:
-        return set(module.children())
-    names = (name[len(prefix) :] for name in allowed if name.startswith(prefix))
-    return {name for name in names if "." not in name}
+    return mitogen.core.Blob(zlib.compress(module.sent_source, 9))
 
 
 def _message(content: object, destination: int) -> mitogen.core.Message:
     return mitogen.core.Message.pickled(
         content, dst_id=destination, handle=mitogen.core.LOAD_MODULE
+    )
+
+
+def _data_file(
+    names: tuple[str, str], content: bytes | None, destination: int
+) -> mitogen.core.Message:
+    return mitogen.core.Message.pickled(
+        names, content, dst_id=destination, handle=mitogen.core.LOAD_RESOURCE
     )
