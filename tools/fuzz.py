@@ -12,6 +12,7 @@ that takes too long, or 512 MiB more memory at the end.
 
 import argparse
 import dataclasses
+import json
 import logging
 import os
 import pickle
@@ -29,7 +30,7 @@ import mitogen.core
 import mitogen.master
 import mitogen.parent
 
-from inmanta_mitogen.dispatch import unpack_answers
+from inmanta_mitogen.dispatch import JSON_MARK, unpack_answers
 from inmanta_plugins.mitogen import Proxy
 from inmanta_plugins.mitogen.connections import hub as connect
 from inmanta_plugins.mitogen.hosts.answers import UnreadableError, read_answer
@@ -137,7 +138,8 @@ _CONTENTS = (
 
 def _recorded() -> list[bytes]:
     values = [pickle.dumps(value, protocol) for value in _VALUES for protocol in (2, 4)]
-    return [*values, *_CONTENTS]
+    texts = [JSON_MARK + json.dumps(_VALUES[number]).encode() for number in (4, 5, 7, 11)]
+    return [*values, *texts, *_CONTENTS]
 
 
 class Target:

@@ -9,6 +9,7 @@ import resource
 import struct
 import sys
 import threading
+import time
 
 import far_side
 import hostile_side
@@ -16,8 +17,10 @@ import mitogen.core
 import pytest
 
 import support
+from inmanta_mitogen.dispatch import JSON_MARK, SMALLEST_JSON
 from inmanta_plugins.mitogen import ConnectError, Proxy, RemoteException
 from inmanta_plugins.mitogen.hosts import host_log as forwarded
+from inmanta_plugins.mitogen.hosts.answers import MOST_SECONDS, UnreadableError, read_answer
 from inmanta_plugins.mitogen.hosts.router import MOST_STRAYS
 from pytest_inmanta_mitogen import SshHostFactory
 from support import together
@@ -127,18 +130,82 @@ def test_an_answer_made_to_harm_is_an_exception(bomb: str, hostile: Proxy) -> No
     assert hostile.remote_call(far_side.echo, "still here") == [["still here"], {}]
 
 
+def id_of_value(value: object) -> str:
+    # The order of a set differs from process to process.
+    ordered = sorted(value, key=str) if isinstance(value, set | frozenset) else value
+    return f"{type(value).__name__}-{str(ordered)[:12]!a}"
+
+
+JSON_BOMBS = {
+    "a list a bracket": b"[" * 10 * MIB,
+    "lists in lists": b"[" * 99_999 + b"]" * 99_999,
+    "a number of a million digits": b"1" * 10**6,
+    "more than is accepted": b" " * 12 * MIB + b"1",
+    "nothing": b"",
+    "no text": b'"\xff"',
+    "a name": b"os",
+    "two values": b"1 2",
+}
+
+
+@pytest.mark.parametrize("bomb", JSON_BOMBS)
+@pytest.mark.usefixtures("memory")
+def test_json_made_to_harm_is_an_exception(bomb: str, hostile: Proxy) -> None:
+    data = JSON_MARK + JSON_BOMBS[bomb]
+    with pytest.raises(RemoteException, match="answer_with cannot be read: it is .*JSON"):
+        hostile.remote_call(hostile_side.answer_with, data)
+    assert hostile.remote_call(far_side.echo, "still here") == [["still here"], {}]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b'[{"":0}' + b',{"":0}' * (12 * MIB // 7 - 2) + b"]", id="dicts"),
+        pytest.param(b"[[0]" + b",[0]" * (12 * MIB // 4 - 2) + b"]", id="lists"),
+        pytest.param(b'["ab"' + b',"ab"' * (12 * MIB // 5 - 2) + b"]", id="texts"),
+        pytest.param(b"[1e9" + b",1e9" * (12 * MIB // 4 - 2) + b"]", id="floats"),
+        pytest.param(b"1" * 11 * MIB + b".0", id="digits"),
+    ],
+)
+@pytest.mark.usefixtures("memory")
+def test_the_most_json_takes_bounded_memory_and_time(data: bytes) -> None:
+    before = time.thread_time()
+    read_answer(JSON_MARK + data)
+    assert time.thread_time() - before < MOST_SECONDS
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, True, 1.0, 1, -0.0, float("inf"), 2**200, "\U0001f600\u2028", "\udcff",
+        "\ud83d\ude00", b"x", (1, 2), {1: 2}, {"a": (1,)}, {None: 1}, {True: 1}, {1.5: 1}, {1, 2},
+        [[[]]], {"": {}},
+    ],
+    ids=id_of_value,
+)  # fmt: skip
+def test_large_values_arrive_as_they_were(value: object, other: Proxy) -> None:
+    result = other.remote_call(far_side.echo, value, "x" * SMALLEST_JSON)
+    assert result == [[value, "x" * SMALLEST_JSON], {}]
+    assert repr(result) == repr([[value, "x" * SMALLEST_JSON], {}])
+
+
+def test_deep_and_shared_values_arrive_as_they_were(other: Proxy) -> None:
+    deep: list[object] = ["x" * SMALLEST_JSON]
+    for _ in range(200):
+        deep = [deep]
+    assert other.remote_call(far_side.echo, deep) == [[deep], {}]
+    shared: list[object] = ["x" * SMALLEST_JSON]
+    for _ in range(14):
+        shared = [shared, shared]
+    assert other.remote_call(far_side.echo, shared) == [[shared], {}]
+
+
 def test_an_answer_takes_no_longer_than_it_may(
     hostile: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inmanta_plugins.mitogen.hosts.answers.MOST_SECONDS", 0.5)
     with pytest.raises(RemoteException, match="takes longer than"):
         hostile.remote_call(hostile_side.answer_with, colliding_keys(200_000))
-
-
-def id_of_value(value: object) -> str:
-    # The order of a set differs from process to process.
-    ordered = sorted(value, key=str) if isinstance(value, set | frozenset) else value
-    return f"{type(value).__name__}-{str(ordered)[:12]!a}"
 
 
 @pytest.mark.parametrize(
@@ -154,8 +221,6 @@ def id_of_value(value: object) -> str:
 )  # fmt: skip
 @pytest.mark.parametrize("protocol", [2, 3, 4])
 def test_plain_values_are_read_as_they_were(value: object, protocol: int) -> None:
-    from inmanta_plugins.mitogen.hosts.answers import UnreadableError, read_answer
-
     data = pickle.dumps(value, protocol=protocol)
     try:
         read = read_answer(data)

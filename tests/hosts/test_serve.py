@@ -17,6 +17,7 @@ import hostile_side
 import mitogen.core
 import pytest
 
+import support
 from inmanta_plugins.mitogen import Proxy, RemoteException, allow_modules
 from inmanta_plugins.mitogen.hosts import modules
 from inmanta_plugins.mitogen.hosts import served as serve
@@ -373,7 +374,7 @@ def test_a_compiled_module_fails_by_name(
 
 # What needs inmanta
 
-WITHOUT_INMANTA: dict[str, object] = {**LOCAL, "python_path": [sys.executable, "-I", "-S"]}
+WITHOUT_INMANTA = {**LOCAL, "python_path": [support.interpreter_for_everyone()]}
 
 
 def test_a_function_whose_file_needs_inmanta_runs_where_there_is_one() -> None:

@@ -13,6 +13,7 @@ import mitogen.core
 from inmanta_plugins.mitogen import _mitogen
 from inmanta_plugins.mitogen.errors import NotDeliveredError, RemoteException
 from inmanta_plugins.mitogen.hosts.answers import UnreadableError, read_answer
+from inmanta_plugins.mitogen.hosts.served import advice_for
 from inmanta_plugins.mitogen.texts import bounded_text
 
 # More than a message takes beyond the one request that it carries.
@@ -214,6 +215,9 @@ def result_of(function: Callable[..., object], answer: Answer) -> object:
         unreadable = ValueError(f"the answer to {function_name(function)} cannot be read: {error}")
         raise RemoteException(unreadable) from None
     if isinstance(result, mitogen.core.CallError):
+        advice = advice_for(function, str(result))
+        if advice:
+            result.args = (f"{result}\n{advice}",)
         raise RemoteException(result)
     return result
 
