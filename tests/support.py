@@ -36,6 +36,18 @@ LOCAL: dict[str, object] = {
     "python_path": [sys.executable],
 }
 
+#: The implicit context of a host whose name is web and whose ip is 10.0.0.1.
+IMPLICIT: dict[str, Any] = {
+    "method_name": "ssh",
+    "name": "web",
+    "hostname": "10.0.0.1",
+    "username": "root",
+    "port": 22,
+    "check_host_keys": "ignore",
+    "ssh_args": ["-o", "UserKnownHostsFile=/dev/null", "-o", "PasswordAuthentication=no"],
+    "python_path": ["python"],
+}
+
 SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 

@@ -271,13 +271,13 @@ def called(ctx: inmanta.agent.handler.HandlerContext) -> list[str]:
 
 
 def test_a_handlers_call_timeout_holds_for_its_calls_and_no_others(agent: Agent) -> None:
-    agent.define(call_timeout=5)
+    agent.define(call_timeout=3)
     agent.compile(HERE, note("a"), note("b", text="hangs"), note("c"))
     proxy = agent.deploy("a").proxy
     assert proxy.call_timeout is None
     agent.deploy("b")
     assert agent.state() is const.ResourceState.failed
-    assert "within 5 seconds (call_timeout)" in agent.log
+    assert "within 3 seconds (call_timeout)" in agent.log
     assert proxy.call_timeout is None
     # The interpreter that hangs is in nobody's way.
     assert agent.deploy("c").proxy is proxy
@@ -287,13 +287,13 @@ def test_a_handlers_call_timeout_holds_for_its_calls_and_no_others(agent: Agent)
 def test_without_one_of_its_own_a_handler_has_the_call_timeout_of_the_variable(
     agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("INMANTA_MITOGEN_CALL_TIMEOUT", "4")
+    monkeypatch.setenv("INMANTA_MITOGEN_CALL_TIMEOUT", "3")
     agent.define()
     agent.compile(HERE, note("a"), note("b", text="hangs"))
-    assert agent.deploy("a").proxy.call_timeout == 4
+    assert agent.deploy("a").proxy.call_timeout == 3
     agent.deploy("b")
     assert agent.state() is const.ResourceState.failed
-    assert "within 4.0 seconds (call_timeout)" in agent.log
+    assert "within 3.0 seconds (call_timeout)" in agent.log
 
 
 # The context of a resource

@@ -3,6 +3,7 @@ From a model to the dict that a resource carries.
 """
 
 import collections.abc
+import importlib
 import itertools
 import json
 import logging
@@ -14,6 +15,8 @@ import inmanta.agent.handler
 import pytest
 import pytest_inmanta.plugin
 from inmanta.execute.proxy import DynamicProxy
+
+from support import IMPLICIT
 
 LOGGER = logging.getLogger(__name__)
 
@@ -54,201 +57,171 @@ entity Machine:
 end
 Machine.via [0:1] -- mitogen::Context
 implement Machine using std::none
+
+bare = std::Host(name="web", ip="10.0.0.1", os=std::linux)
+other = std::Host(name="db", ip="10.0.0.2", os=std::linux, via=mitogen::Sudo())
+Thing(name="own", host=other, via=mitogen::Local(name="here"))
+Thing(name="host", host=other)
+Thing(name="implicit", host=bare)
+Thing(name="bob", host=std::Host(
+    name="bobs", ip="10.0.0.1", os=std::linux, remote_user="bob", remote_port=2222
+))
+opt = std::OS(name="opt", python_cmd="/opt/python")
+Thing(name="/opt/python", host=std::Host(name="opt", ip="10.0.0.1", os=opt))
+auto = std::OS(name="auto", python_cmd="auto")
+Thing(name="auto", host=std::Host(name="auto", ip="10.0.0.1", os=auto))
+null_command = std::OS(name="null", python_cmd=null)
+Thing(name="python3", host=std::Host(name="null", ip="10.0.0.1", os=null_command))
+
+Thing(name="no host")
+Thing(name="no ip", host=std::Host(name="noip", os=std::linux))
+Loner(name="loner")
+Named(name="named", host="web")
+Guest(name="guest", host=Machine(name="machine"))
+Guest(name="reached", host=Machine(name="machine", via=mitogen::Local()))
+
+gate = mitogen::Ssh(hostname="gate", port=2222, python_path=["/usr/bin/env", "python3"])
+box = mitogen::Podman(container="box", via=mitogen::Sudo(login=false, via=gate))
+mitogen::Su(name="chain", username="app", connect_timeout=5, via=box)
+ring = mitogen::Local(name="ring", via=mitogen::Sudo(via=ring))
+
+entity Gate extends mitogen::Ssh:
+    string hostname = "gate"
+    string? username = "probe"
+    string? check_host_keys = "accept"
+    int? port = 2222
+    int? connect_timeout = 10
+    int? ssh_debug_level = 1
+    int? keepalive_count = 5
+end
+implement Gate using parents
+Gate(name="gate")
 """
 
-IMPLICIT = {
-    "method_name": "ssh",
-    "name": "web",
-    "hostname": "10.0.0.1",
-    "username": "root",
-    "port": 22,
-    "check_host_keys": "ignore",
-    "ssh_args": ["-o", "UserKnownHostsFile=/dev/null", "-o", "PasswordAuthentication=no"],
-    "python_path": ["python"],
+WRONG = {
+    "check_host_keys": ('"enforced"', "a string out of enforce, accept, ignore, not 'enforced'"),
+    "port": ("65536", "an integer from 1 to 65535, not 65536"),
+    "connect_timeout": ("0", "a number of seconds above 0, not 0"),
+    "keepalive_count": ("0", "an integer from 1, not 0"),
+    "python_path": ("[]", "a list of at least one string, none of which is empty, not []"),
+    "hostname": ('"-oProxyCommand=x"', "and does not begin with '-', not '-oProxyCommand=x'"),
 }
+"""Invalid values of attributes, and what is said to be valid."""
+
+Found = dict[str, DynamicProxy]
+
+_instances: Found = {}
 
 
 @pytest.fixture
-def serialize() -> types.ModuleType:
+def found(request: pytest.FixtureRequest) -> Found:
+    """
+    The instances of `MODEL` by name. They are only read, so one compilation does for all.
+    """
+    if not _instances:
+        project: Project = request.getfixturevalue("project")
+        wrong = [f'Gate(name="wrong {name}", {name}={WRONG[name][0]})' for name in WRONG]
+        project.compile(MODEL + "\n".join(wrong))
+        kinds = ("Thing", "Loner", "Named", "Guest", "Gate")
+        for kind in [*(f"__config__::{kind}" for kind in kinds), "mitogen::Su", "mitogen::Local"]:
+            _instances.update({one.name: one for one in project.get_instances(kind)})
+    return _instances
+
+
+@pytest.fixture
+def serialize(found: Found) -> types.ModuleType:
     """
     The module as it is loaded now; pytest-inmanta loads plugins anew for each compilation.
     """
-    import inmanta_plugins.mitogen.contexts.serialize
-
-    return inmanta_plugins.mitogen.contexts.serialize
-
-
-def compiled(project: Project, *expressions: str) -> dict[str, DynamicProxy]:
-    """
-    The instances of the entities above, by name.
-    """
-    project.compile(MODEL + "\n".join(expressions))
-    return {
-        instance.name: instance
-        for kind in ("Thing", "Loner", "Named", "Guest")
-        for instance in project.get_instances(f"__config__::{kind}")
-    }
-
-
-def test_the_context_is_its_own_else_that_of_the_host_else_the_implicit_one(
-    project: Project, serialize: types.ModuleType
-) -> None:
-    found = compiled(
-        project,
-        'bare = std::Host(name="web", ip="10.0.0.1", os=std::linux)',
-        'other = std::Host(name="db", ip="10.0.0.2", os=std::linux, via=mitogen::Sudo())',
-        'Thing(name="own", host=other, via=mitogen::Local(name="here"))',
-        'Thing(name="host", host=other)',
-        'Thing(name="implicit", host=bare)',
-    )
-    assert serialize.get_resource_context(found["own"]) == {"method_name": "local", "name": "here"}
-    assert serialize.get_resource_context(found["host"]) == {"method_name": "sudo", "name": ""}
-    assert serialize.get_resource_context(found["implicit"]) == IMPLICIT
-
-
-def test_the_implicit_context_of_another_user_becomes_root_by_sudo(
-    project: Project, serialize: types.ModuleType
-) -> None:
-    found = compiled(
-        project,
-        'web = std::Host(name="web", ip="10.0.0.1", os=std::linux,',
-        '    remote_user="bob", remote_port=2222)',
-        'Thing(name="thing", host=web)',
-    )
-    assert serialize.get_resource_context(found["thing"]) == {
-        "method_name": "sudo",
-        "name": "",
-        "via": IMPLICIT | {"username": "bob", "port": 2222},
-    }
+    return importlib.import_module("inmanta_plugins.mitogen")
 
 
 @pytest.mark.parametrize(
-    ("python_cmd", "python_path"),
-    [("null", ["python3"]), ('"/opt/python"', ["/opt/python"]), ('"auto"', ["auto"])],
+    ("name", "context"),
+    [
+        ("own", {"method_name": "local", "name": "here"}),
+        ("host", {"method_name": "sudo", "name": ""}),
+        ("implicit", IMPLICIT),
+    ],
 )
-def test_the_interpreter_of_the_implicit_context_is_that_of_the_os(
-    project: Project, serialize: types.ModuleType, python_cmd: str, python_path: list[str]
+def test_the_context_is_its_own_else_that_of_the_host_else_the_implicit_one(
+    found: Found, serialize: types.ModuleType, name: str, context: dict[str, object]
 ) -> None:
-    found = compiled(
-        project,
-        f'os = std::OS(name="os", python_cmd={python_cmd})',
-        'Thing(name="thing", host=std::Host(name="web", ip="10.0.0.1", os=os))',
-    )
-    assert serialize.get_resource_context(found["thing"])["python_path"] == python_path
+    assert serialize.get_resource_context(found[name]) == context
 
 
-def test_where_there_is_no_context_the_error_says_which_part_is_missing(
-    project: Project, serialize: types.ModuleType
+def test_the_implicit_context_of_another_user_becomes_root_by_sudo(
+    found: Found, serialize: types.ModuleType
 ) -> None:
-    found = compiled(
-        project,
-        'Thing(name="no host")',
-        'Thing(name="no ip", host=std::Host(name="web", os=std::linux))',
-        'Loner(name="loner")',
-        'Named(name="named", host="web")',
-        'Guest(name="guest", host=Machine(name="machine"))',
-    )
-    for name, reason in [
+    assert serialize.get_resource_context(found["bob"]) == {
+        "method_name": "sudo",
+        "name": "",
+        "via": IMPLICIT | {"name": "bobs", "username": "bob", "port": 2222},
+    }
+
+
+@pytest.mark.parametrize("command", ["/opt/python", "auto", "python3"])
+def test_the_interpreter_of_the_implicit_context_is_that_of_the_os_else_python3(
+    found: Found, serialize: types.ModuleType, command: str
+) -> None:
+    assert serialize.get_resource_context(found[command])["python_path"] == [command]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
         ("no host", "No host relation"),
         ("loner", "No host relation"),
         ("named", "No std::Host entity"),
         ("guest", "No std::Host entity"),
         ("no ip", "No ip"),
-    ]:
-        with pytest.raises(NotImplementedError) as failure:
-            serialize.get_resource_context(found[name])
-        assert str(failure.value).startswith(f"[{reason}] ")
+    ],
+)
+def test_where_there_is_no_context_the_error_says_which_part_is_missing(
+    found: Found, serialize: types.ModuleType, name: str, reason: str
+) -> None:
+    with pytest.raises(NotImplementedError) as failure:
+        serialize.get_resource_context(found[name])
+    assert str(failure.value).startswith(f"[{reason}] ")
 
 
 def test_a_host_of_another_kind_may_have_a_context_too(
-    project: Project, serialize: types.ModuleType
+    found: Found, serialize: types.ModuleType
 ) -> None:
-    found = compiled(
-        project,
-        'Guest(name="guest", host=Machine(name="machine", via=mitogen::Local()))',
-    )
-    assert serialize.get_resource_context(found["guest"]) == {"method_name": "local", "name": ""}
+    context = serialize.get_resource_context(found["reached"])
+    assert context == {"method_name": "local", "name": ""}
 
 
 def test_a_chain_of_contexts_is_nested_and_holds_what_is_set_alone(
-    project: Project, serialize: types.ModuleType
+    found: Found, serialize: types.ModuleType
 ) -> None:
-    compiled(
-        project,
-        'gate = mitogen::Ssh(hostname="gate", port=2222, python_path=["/usr/bin/env", "python3"])',
-        'box = mitogen::Podman(container="box", via=mitogen::Sudo(login=false, via=gate))',
-        'mitogen::Su(name="inner", username="app", connect_timeout=5, via=box)',
-    )
-    [inner] = project.get_instances("mitogen::Su")
-    serialized = serialize.serialize_context(inner)
+    gate = {
+        "method_name": "ssh",
+        "name": "",
+        "hostname": "gate",
+        "port": 2222,
+        "python_path": ["/usr/bin/env", "python3"],
+    }
+    sudo = {"method_name": "sudo", "name": "", "login": False, "via": gate}
+    serialized = serialize.serialize_context(found["chain"])
     assert serialized == {
         "method_name": "su",
-        "name": "inner",
+        "name": "chain",
         "username": "app",
         "connect_timeout": 5,
-        "via": {
-            "method_name": "podman",
-            "name": "",
-            "container": "box",
-            "via": {
-                "method_name": "sudo",
-                "name": "",
-                "login": False,
-                "via": {
-                    "method_name": "ssh",
-                    "name": "",
-                    "hostname": "gate",
-                    "port": 2222,
-                    "python_path": ["/usr/bin/env", "python3"],
-                },
-            },
-        },
+        "via": {"method_name": "podman", "name": "", "container": "box", "via": sudo},
     }
     assert json.loads(json.dumps(serialized)) == serialized
 
 
-def test_an_entity_that_extends_a_method_is_serialized_with_its_attributes(
-    project: Project, serialize: types.ModuleType
+def test_an_entity_that_extends_a_method_may_declare_its_attributes_again(
+    found: Found, serialize: types.ModuleType
 ) -> None:
-    compiled(
-        project,
-        "entity Gate extends mitogen::Ssh:",
-        '    string hostname = "gate"',
-        '    string? username = "probe"',
-        "end",
-        "implement Gate using parents",
-        "Gate(port=2222)",
-    )
-    [gate] = project.get_instances("__config__::Gate")
-    assert serialize.serialize_context(gate) == {
+    assert serialize.serialize_context(found["gate"]) == {
         "method_name": "ssh",
-        "name": "",
+        "name": "gate",
         "hostname": "gate",
         "username": "probe",
-        "port": 2222,
-    }
-
-
-def test_an_entity_that_extends_a_method_may_declare_its_attributes_again(
-    project: Project, serialize: types.ModuleType
-) -> None:
-    compiled(
-        project,
-        "entity Gate extends mitogen::Ssh:",
-        '    string? check_host_keys = "accept"',
-        "    int? port = 2222",
-        "    int? connect_timeout = 10",
-        "    int? ssh_debug_level = 1",
-        "    int? keepalive_count = 5",
-        "end",
-        "implement Gate using parents",
-        'Gate(hostname="gate")',
-    )
-    [gate] = project.get_instances("__config__::Gate")
-    assert serialize.serialize_context(gate) == {
-        "method_name": "ssh",
-        "name": "",
-        "hostname": "gate",
         "check_host_keys": "accept",
         "port": 2222,
         "connect_timeout": 10,
@@ -257,70 +230,42 @@ def test_an_entity_that_extends_a_method_may_declare_its_attributes_again(
     }
 
 
+@pytest.mark.parametrize("name", WRONG)
 def test_an_invalid_value_is_refused_with_entity_attribute_and_what_is_valid(
-    project: Project, serialize: types.ModuleType
+    found: Found, serialize: types.ModuleType, name: str
 ) -> None:
-    wrong = [
-        ("check_host_keys", '"enforced"', "enforce, accept, ignore, not 'enforced'"),
-        ("port", "65536", "an integer from 1 to 65535, not 65536"),
-        ("connect_timeout", "0", "a number of seconds above 0, not 0"),
-        ("keepalive_count", "0", "an integer from 1, not 0"),
-        ("python_path", "[]", "a list of at least one string, none of which is empty, not []"),
-        ("hostname", '"-oProxyCommand=x"', "does not begin with '-', not '-oProxyCommand=x'"),
-    ]
-    compiled(
-        project,
-        'entity Gate extends mitogen::Ssh:\n    string hostname = "h"\nend',
-        "implement Gate using parents",
-        *(f'Gate(name="{name}", {name}={value})' for name, value, _ in wrong),
-    )
-    found = {gate.name: gate for gate in project.get_instances("__config__::Gate")}
-    for name, _, expected in wrong:
-        with pytest.raises(ValueError, match=re.escape(expected)) as failure:
-            serialize.serialize_context(found[name])
-        assert f"'{name}' has to be" in str(failure.value)
-        assert "__config__::Gate" in str(failure.value)
+    with pytest.raises(ValueError, match=re.escape(WRONG[name][1])) as failure:
+        serialize.serialize_context(found[f"wrong {name}"])
+    assert f"'{name}' has to be" in str(failure.value)
+    assert "__config__::Gate" in str(failure.value)
 
 
-def test_what_is_no_context_is_not_serialized(
-    project: Project, serialize: types.ModuleType
-) -> None:
-    found = compiled(project, 'Loner(name="loner")')
+def test_what_is_no_context_is_not_serialized(found: Found, serialize: types.ModuleType) -> None:
     for wrong in (found["loner"], None, "local", {"method_name": "local"}):
         with pytest.raises(ValueError, match="mitogen::Context"):
             serialize.serialize_context(wrong)
 
 
 def test_a_context_that_is_reached_via_itself_is_not_serialized(
-    project: Project, serialize: types.ModuleType
+    found: Found, serialize: types.ModuleType
 ) -> None:
-    compiled(
-        project,
-        "a = mitogen::Sudo(via=b)",
-        'b = mitogen::Ssh(hostname="h", via=a)',
-    )
-    [ssh] = project.get_instances("mitogen::Ssh")
     with pytest.raises(ValueError, match="its own via"):
-        serialize.serialize_context(ssh)
+        serialize.serialize_context(found["ring"])
 
 
 def test_an_optional_relation_is_none_where_it_is_not_set(
-    project: Project, serialize: types.ModuleType
+    found: Found, serialize: types.ModuleType
 ) -> None:
-    found = compiled(
-        project, 'Thing(name="bare")', 'Thing(name="set", via=mitogen::Local(name="here"))'
-    )
     get = serialize.get_optional_relation
-    assert get(found["bare"], "via") is None
-    assert get(found["bare"], "via", missing_ok=True) is None
-    assert get(found["set"], "via").name == "here"
-    assert get(found["set"], "name") == "set"
+    assert get(found["no host"], "via") is None
+    assert get(found["no host"], "via", missing_ok=True) is None
+    assert get(found["own"], "via").name == "here"
+    assert get(found["own"], "name") == "own"
 
 
 def test_a_relation_that_the_type_lacks_is_an_error_unless_that_is_fine(
-    project: Project, serialize: types.ModuleType
+    found: Found, serialize: types.ModuleType
 ) -> None:
-    found = compiled(project, 'Loner(name="loner")')
     with pytest.raises(AttributeError):
         serialize.get_optional_relation(found["loner"], "via")
     assert serialize.get_optional_relation(found["loner"], "via", missing_ok=True) is None
@@ -438,16 +383,14 @@ def test_the_implicit_context_takes_references(
 
 
 @pytest.mark.needs_core(18)
-def test_a_plugin_may_serialize_a_context_with_references(
-    project: Project, serialize: types.ModuleType
-) -> None:
-    compiled(
-        project,
-        'secret = std::create_environment_reference("PROBE_PASSWORD")',
-        'mitogen::Ssh(hostname="h", password=secret, ssh_args=["-i", secret])',
+def test_a_plugin_may_serialize_a_context_with_references(project: Project) -> None:
+    project.compile(
+        'import mitogen\nsecret = std::create_environment_reference("PROBE_PASSWORD")\n'
+        'mitogen::Ssh(hostname="h", password=secret, ssh_args=["-i", secret])'
     )
-    references = pytest.importorskip("inmanta.references")
+    references = importlib.import_module("inmanta.references")
 
+    serialize = importlib.import_module("inmanta_plugins.mitogen")
     [ssh] = project.get_instances("mitogen::Ssh")
     serialized = serialize.serialize_context(ssh)
     assert isinstance(serialized["password"], references.Reference)

@@ -16,19 +16,9 @@ from inmanta_plugins.mitogen.contexts.validate import checked_context
 from inmanta_plugins.mitogen.errors import ContextError
 from inmanta_plugins.mitogen.settings import SettingError
 from pytest_inmanta_mitogen import SshHost
+from support import IMPLICIT
 
 SSH: dict[str, Any] = {"method_name": "ssh", "hostname": "10.0.0.1", "username": "probe"}
-
-IMPLICIT: dict[str, Any] = {
-    "method_name": "ssh",
-    "name": "web",
-    "hostname": "10.0.0.1",
-    "username": "root",
-    "port": 22,
-    "check_host_keys": "ignore",
-    "ssh_args": ["-o", "UserKnownHostsFile=/dev/null", "-o", "PasswordAuthentication=no"],
-    "python_path": ["python3"],
-}
 
 EXAMPLES: dict[type, Any] = {
     bool: True,
