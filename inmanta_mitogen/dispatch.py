@@ -1,4 +1,9 @@
-"""Runs on the host what the agent calls, and sees to it that the answer can travel back."""
+"""
+Run on the host what the agent calls, and pack what comes back.
+
+The first byte of an answer tells what it is: a pickle begins with 0x80, anything else with one of
+the marks below.
+"""
 
 import collections
 import contextlib
@@ -6,13 +11,29 @@ import json
 import os
 import pickle
 import signal
+import stat
 import struct
+import sys
 from typing import Any, Callable, Dict, Generic, Iterator, List, Tuple, TypeVar
 
 import mitogen.core
 
-#: What is no larger than this together, in bytes, travels in one message.
+#: What is no larger than this together, in bytes, travels in one message. An answer that is larger
+#: waits on the host, and the agent fetches it in chunks.
 PACK = 256 << 10
+
+#: The largest file, in bytes, whose content or hash is sent along with the answer to another
+#: question.
+MOST_PREFETCHED = 64 << 10
+
+#: Bytes wait for the agent in an :class:`inmanta_mitogen.chunks.Outgoing`.
+RAW = b"B"
+#: Any other answer waits there.
+KEPT = b"K"
+#: Why the result cannot be sent, as UTF-8.
+UNSENDABLE = b"U"
+#: Not asked, since it is not cheap.
+SKIPPED = b"S"
 
 # Python 3.6 reads and writes it, and it carries bytes as they are.
 PICKLE_PROTOCOL = 4
@@ -24,6 +45,9 @@ SMALLEST_JSON = 4096
 LARGEST_JSON = 12 << 20
 _JSON_DEPTH = 50
 _PLAIN = frozenset({dict, list, str, int, float, bool, type(None)})
+
+# The functions that read a whole file.
+_READERS = ("hash_file", "read", "read_binary")
 
 # The length of an answer among others, in front of it.
 _LENGTH = struct.Struct(">L")
@@ -43,12 +67,10 @@ def call(
     :param args: Its positional arguments.
     :param kwargs: Its keyword arguments.
     :param econtext: mitogen's description of this interpreter, which mitogen passes.
-    :return: The result as a message: mitogen itself would end the interpreter over one that it
+    :return: The answer as a message: mitogen itself would end the interpreter over a result that it
         can't pickle.
-    :raises TypeError: The result can't be pickled.
-    :raises ValueError: The result is larger than one message may be.
     """
-    data = _pickled_result(econtext, module, qualname, args, kwargs)
+    data = _answer(econtext, module, qualname, args, kwargs)
     return mitogen.core.Message(data=data, enc=mitogen.core.Message.ENC_PKL)
 
 
@@ -58,7 +80,8 @@ def call_each(requests: List[bytes], handle: int, econtext: Any) -> None:
     Call functions one after another. Their answers go out in that order, each as soon as it can,
     with those that are ready by then in the same message.
 
-    :param requests: Of each call what :func:`call` takes, pickled.
+    :param requests: Of each call what :func:`call` takes, pickled; with True behind it, a file that
+        is not cheap to read is not read, and the answer is :data:`SKIPPED`.
     :param handle: Where the agent listens for the answers.
     :param econtext: mitogen's description of this interpreter, which mitogen passes.
     """
@@ -73,7 +96,7 @@ def call_each(requests: List[bytes], handle: int, econtext: Any) -> None:
         message = mitogen.core.Message(data=request, enc=mitogen.core.Message.ENC_PKL)
         message.router = econtext.router
         try:
-            answer = _pickled_result(econtext, *message.unpickle())
+            answer = _answer(econtext, *message.unpickle())
         except Exception as error:
             answer = mitogen.core.Message.pickled(mitogen.core.CallError(error)).data
         answers.put(answer, None)
@@ -140,31 +163,57 @@ def unpack_answers(data: bytes) -> Iterator[bytes]:
         yield data[start:at]
 
 
-def _pickled_result(
-    econtext: Any, module: str, qualname: str, args: Tuple[Any, ...], kwargs: Dict[str, Any]
+def _answer(
+    econtext: Any,
+    module: str,
+    qualname: str,
+    args: Tuple[Any, ...],
+    kwargs: Dict[str, Any],
+    only_cheap: bool = False,
 ) -> bytes:
+    if only_cheap and qualname in _READERS and not _is_cheap(args[0]):
+        return SKIPPED
     function = mitogen.core.import_module(module)  # type: Any
     for name in qualname.split("."):
         function = getattr(function, name)
-    result = function(*args, **_with_context_arguments(function, kwargs, econtext))
+    if sys.getfilesystemencoding() != "utf-8":
+        # UTF-8 can encode all names.
+        from inmanta_mitogen.names import with_any_name
+
+        function = with_any_name(function)
+    # As mitogen's own dispatcher does it for what it calls.
+    if getattr(function, "mitogen_takes_econtext", None):
+        kwargs["econtext"] = econtext
+    if getattr(function, "mitogen_takes_router", None):
+        kwargs["router"] = econtext.router
+    result = function(*args, **kwargs)
+    if type(result) is mitogen.core.Message:
+        return result.data  # type: ignore[no-any-return]  # mitogen is not typed
+    if type(result) is bytes and len(result) > PACK:
+        return _keep(RAW, result, econtext)
     try:
-        data = pickle.dumps(result, protocol=PICKLE_PROTOCOL)
+        data = _encoded(result)
     except Exception as error:
-        raise TypeError(
-            f"the result of {module}.{qualname}, a {type(result).__name__}, cannot be sent to the"
-            f" agent ({type(error).__name__}: {error}): return plain values"
-        ) from error
-    if len(data) > SMALLEST_JSON:
-        data = _json(result, len(data)) or data
-    limit = econtext.router.max_message_size
-    # The answer may travel with its length in front of it.
-    if len(data) + _LENGTH.size > limit:
-        raise ValueError(
-            f"the result of {module}.{qualname} takes {len(data)} bytes, and a message carries at"
-            f" most {limit}: return less, or write it to a file on the host and fetch that with"
-            " Proxy.read_binary or get_file"
+        reason = (
+            "the result of {}.{}, a {}, cannot be sent to the agent ({}: {}): return plain values"
         )
-    return data
+        kinds = type(result).__name__, type(error).__name__
+        return UNSENDABLE + reason.format(module, qualname, *kinds, error).encode(
+            "utf-8", "replace"
+        )
+    return data if len(data) <= PACK else _keep(KEPT, data, econtext)
+
+
+def _keep(kind: bytes, data: bytes, econtext: Any) -> bytes:
+    # Imported late: a host fetches each file that is imported, and most answers are small.
+    from inmanta_mitogen.chunks import Outgoing
+
+    return Outgoing.of_bytes(kind, data, econtext.router).ticket
+
+
+def _encoded(result: Any) -> bytes:
+    data = pickle.dumps(result, protocol=PICKLE_PROTOCOL)
+    return (_json(result, len(data)) or data) if len(data) > SMALLEST_JSON else data
 
 
 def _json(result: object, pickle_size: int) -> bytes:
@@ -196,13 +245,13 @@ def _json(result: object, pickle_size: int) -> bytes:
     return data if len(data) <= LARGEST_JSON else b""
 
 
-def _with_context_arguments(function: Any, kwargs: Dict[str, Any], econtext: Any) -> Dict[str, Any]:
-    # As mitogen's own dispatcher does it for what it calls.
-    if getattr(function, "mitogen_takes_econtext", None):
-        kwargs.setdefault("econtext", econtext)
-    if getattr(function, "mitogen_takes_router", None):
-        kwargs.setdefault("router", econtext.router)
-    return kwargs
+def _is_cheap(path: Any) -> bool:
+    try:
+        state = os.stat(path)
+    except OSError:
+        return True  # it fails in the same way
+    # Files of /proc and the like have no size, and may block or lose what is read.
+    return stat.S_ISREG(state.st_mode) and 0 < state.st_size <= MOST_PREFETCHED
 
 
 @mitogen.core.takes_econtext  # type: ignore[untyped-decorator]  # mitogen is not typed

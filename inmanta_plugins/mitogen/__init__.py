@@ -14,6 +14,7 @@ from inmanta_plugins.mitogen.errors import (
     ContextError,
     PythonNotFoundError,
     RemoteException,
+    UnsendableError,
 )
 from inmanta_plugins.mitogen.hosts.served import allow_modules
 from inmanta_plugins.mitogen.proxy import FileStat, Proxy
@@ -25,6 +26,7 @@ from inmanta_plugins.mitogen.settings import (
     LOGGER,
     MAX_MESSAGE_SIZE_ENV_VAR,
     MAX_SIZE_ENV_VAR,
+    PREFETCH_ENV_VAR,
     SettingError,
 )
 
@@ -36,6 +38,7 @@ __all__ = [
     "LOGGER",
     "MAX_MESSAGE_SIZE_ENV_VAR",
     "MAX_SIZE_ENV_VAR",
+    "PREFETCH_ENV_VAR",
     "CallTimeoutError",
     "Cause",
     "ConnectError",
@@ -45,6 +48,7 @@ __all__ = [
     "PythonNotFoundError",
     "RemoteException",
     "SettingError",
+    "UnsendableError",
     "allow_modules",
     "build_context",
     "context_hash",

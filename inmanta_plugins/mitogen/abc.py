@@ -52,6 +52,8 @@ class Handler(inmanta.agent.handler.HandlerAPI[R], Generic[R]):
     """
 
     proxy: Proxy
+    proxy_previous_logger: inmanta.agent.handler.LoggerABC
+    """The logger that the proxy gets back in :meth:`post`."""
 
     call_timeout: float | None = None
     """
@@ -88,15 +90,18 @@ class Handler(inmanta.agent.handler.HandlerAPI[R], Generic[R]):
         :param resource: The resource.
         """
         super().pre(ctx, resource)
+        # An override may name the first parameter otherwise.
         self.proxy = self.get_proxy(
-            serialized_context=resource.via,
+            resource.via,
             hash=context_hash(resource.via),
-            agent_name=resource.id.agent_name,
+            agent_name=resource.id.get_agent_name(),
         )
-        self._before = (self.proxy.logger, self.proxy.call_timeout)
+        self.proxy_previous_logger = self.proxy.logger
         self.proxy.logger = ctx
+        self._proxy_call_timeout = self.proxy.call_timeout
         if self.call_timeout is not None:
             self.proxy.call_timeout = self.call_timeout
+        self.proxy.begin_resource(resource.id.entity_type)
 
     def post(self, ctx: inmanta.agent.handler.HandlerContext, resource: R) -> None:
         """
@@ -106,9 +111,10 @@ class Handler(inmanta.agent.handler.HandlerAPI[R], Generic[R]):
         :param resource: The resource.
         """
         # Also called after a pre that failed before there was a proxy.
-        if hasattr(self, "_before"):
-            self.proxy.logger, self.proxy.call_timeout = self._before
-            del self._before
+        if hasattr(self, "proxy") and hasattr(self, "proxy_previous_logger"):
+            self.proxy.end_resource()
+            self.proxy.logger = self.proxy_previous_logger
+            self.proxy.call_timeout = self._proxy_call_timeout
         super().post(ctx, resource)
 
 

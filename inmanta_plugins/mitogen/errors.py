@@ -183,6 +183,13 @@ class NotDeliveredError(RemoteException):
     """The call certainly never reached the host's interpreter: it may be made again."""
 
 
+class UnsendableError(RemoteException, TypeError, ValueError):
+    """
+    A call can't be sent: a host can't find the function, or an argument is not a plain value or is
+    too large. Nothing was sent.
+    """
+
+
 class CallTimeoutError(RemoteException, TimeoutError):
     """
     A remote call took longer than the ``call_timeout`` of its proxy.

@@ -1,29 +1,26 @@
 """A host as a handler sees it: a connection that runs functions there."""
 
-import concurrent.futures
-import functools
 import os
-import queue
 import shutil
 import threading
 import time
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from typing import Any, ParamSpec, Self, TypedDict, TypeVar, cast
 
 import inmanta.agent.handler
 
 import inmanta_mitogen
 import inmanta_mitogen.chunks
-import inmanta_mitogen.dispatch
-import mitogen.core
 import mitogen.parent
-from inmanta_mitogen.staged import StagedWrite, as_bytes
+from inmanta_mitogen.dispatch import PACK
+from inmanta_mitogen.staged import Buffer, StagedWrite, as_bytes
 from inmanta_plugins.mitogen import settings
-from inmanta_plugins.mitogen.calls import request as calls
-from inmanta_plugins.mitogen.calls import transfers as transfer
-from inmanta_plugins.mitogen.calls.log import truncate_logged_value, truncate_logged_values
-from inmanta_plugins.mitogen.calls.pending import PendingCalls, SentAgainError
+from inmanta_plugins.mitogen.calls import prefetch, request, transfers
+from inmanta_plugins.mitogen.calls.call import Answer, Call
+from inmanta_plugins.mitogen.calls.in_flight import CallBatch, PendingCalls, SentAgainError
+from inmanta_plugins.mitogen.calls.log import truncate_logged_value
 from inmanta_plugins.mitogen.connections.hub import (
     Connection,
     ForkAware,
@@ -31,7 +28,6 @@ from inmanta_plugins.mitogen.connections.hub import (
     watch_forks,
 )
 from inmanta_plugins.mitogen.errors import (
-    CallTimeoutError,
     ConnectError,
     NotDeliveredError,
     PythonNotFoundError,
@@ -41,8 +37,6 @@ from inmanta_plugins.mitogen.texts import describe_context
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-Inbox = queue.SimpleQueue[mitogen.core.Message]
 
 LOGGER = settings.LOGGER
 
@@ -65,64 +59,6 @@ def _name_of(serialized_context: object) -> str:
     return str(serialized_context.get("name") or describe_context(serialized_context))
 
 
-class _Call:
-    """One remote call under way: what was asked, since when, and where the answer will come."""
-
-    def __init__(
-        self,
-        function: Callable[..., object],
-        args: tuple[object, ...],
-        kwargs: dict[str, object],
-        call_timeout: float | None,
-    ) -> None:
-        self.function = function
-        self.args = args
-        self.kwargs = kwargs
-        self.started = time.monotonic()
-        self.deadline: float | None = None
-        self.call_timeout = call_timeout
-        self.connection: Connection | None = None
-        self.was_sent_again = False
-        self._shown: tuple[list[object], dict[str, object]] | None = None
-
-    def start_clock(self) -> None:
-        """
-        Let its time run. Not before there is a connection: connecting again has a limit of its own,
-        and a `call_timeout` below what that takes would never let a call through.
-        """
-        if self.call_timeout is not None:
-            self.deadline = time.monotonic() + self.call_timeout
-
-    @property
-    def shown(self) -> tuple[list[object], dict[str, object]]:
-        """What the log shows of its arguments."""
-        if self._shown is None:
-            shown = truncate_logged_values((*self.args, *self.kwargs.values()))
-            positional = len(self.args)
-            self._shown = (
-                shown[:positional],
-                dict(zip(self.kwargs, shown[positional:], strict=True)),
-            )
-        return self._shown
-
-    @property
-    def patience(self) -> float:
-        """The seconds to wait before the deadline, or the connection, is looked at."""
-        if self.deadline is None:
-            return settings.SECONDS_BETWEEN_CHECKS
-        return min(settings.SECONDS_BETWEEN_CHECKS, max(0.0, self.deadline - time.monotonic()))
-
-    @property
-    def overdue(self) -> bool:
-        """Whether it took longer than it may."""
-        return self.deadline is not None and time.monotonic() >= self.deadline
-
-    @property
-    def lost(self) -> bool:
-        """Whether no answer can come any more."""
-        return self.connection is not None and self.connection.ended
-
-
 class Proxy(ForkAware):
     """
     Runs functions in the Python of a host, and logs each call.
@@ -136,7 +72,7 @@ class Proxy(ForkAware):
         ``inmanta_plugins.mitogen``. The attribute of the same name may be set at any time: handlers
         set it to the context of the resource at hand.
     :param call_timeout: The seconds a remote call may take, from when it is sent: beyond it the
-        call raises :class:`CallTimeoutError` and its interpreter is given up. Calls of other
+        call raises :class:`CallTimeoutError` and its interpreter is terminated. Calls of other
         threads that the host runs first count; connecting again does not, which the context's
         ``connect_timeout`` limits. None, the default, takes the
         environment variable INMANTA_MITOGEN_CALL_TIMEOUT; without that too there is no limit.
@@ -173,7 +109,8 @@ class Proxy(ForkAware):
         self._revivals = 0
         # The last attempt to reconnect that failed, with when it ended.
         self._not_revived: tuple[float, Exception] | None = None
-        self._pending = PendingCalls[_Call](self._settle)
+        self._pending = PendingCalls(self._settle)
+        self._prefetcher = prefetch.Prefetcher()
 
     def after_fork_in_child(self) -> None:
         """Forget the locks of the parent process; the next call connects for this one."""
@@ -188,6 +125,8 @@ class Proxy(ForkAware):
 
         :raises RuntimeError: The proxy is not connected.
         """
+        # It may be used for calls that this proxy does not see.
+        self.end_resource()
         return self._opened().link.context
 
     def _opened(self) -> Connection:
@@ -236,8 +175,12 @@ class Proxy(ForkAware):
             connection, self._connection = self._connection, None
         if connection is None:
             return
-        self.logger.debug("Disconnecting from %(context_name)s", context_name=self._name)
-        if not connection.close(timeout) and not best_effort:
+        self._prefetcher.drop()
+        try:
+            self.logger.debug("Disconnecting from %(context_name)s", context_name=self._name)
+        finally:
+            left = connection.close(timeout)
+        if not left and not best_effort:
             raise TimeoutError(
                 f"{self._name} did not end its interpreter within {timeout} seconds; the"
                 " connection has been cut."
@@ -256,9 +199,9 @@ class Proxy(ForkAware):
         # An exception under way says more than a slow goodbye.
         self.disconnect(best_effort=exc_type is not None)
 
-    def _living(self, since: float) -> Connection:
+    def _ensure_connected(self, since: float) -> Connection:
         """
-        The open connection, made anew when it was lost.
+        Return the open connection, after connecting again when it was lost.
 
         :param since: When the call began that needs it. Those that began before an attempt to
             connect again failed share its failure: they do not each wait for a dead host in turn.
@@ -300,17 +243,16 @@ class Proxy(ForkAware):
         :param kwargs: Keyword arguments, likewise.
         :return: The result; it may hold the same types.
         :raises RuntimeError: The proxy is not connected.
-        :raises TypeError: The function can't be found from a host, or an argument can't travel.
-        :raises ValueError: The arguments take more than a message may carry (128 MiB).
+        :raises UnsendableError: The host can't find the function, an argument can't be sent, or
+            they take more than a message may carry (128 MiB); a :class:`RemoteException`, a
+            :class:`TypeError` and a :class:`ValueError`.
         :raises RemoteException: The function raised, the host was lost or can't be reached again.
         :raises CallTimeoutError: The call took longer than `call_timeout`.
         """
-        call = _Call(function, args, kwargs, self.call_timeout)
+        call = Call(function, args, kwargs, self._name, self.call_timeout)
         return cast(T, self._carry_out(call, self._ask))
 
-    def submit(
-        self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-    ) -> concurrent.futures.Future[T]:
+    def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """
         Call a function in the Python of the host as :meth:`remote_call` does, and don't wait for
         its end: over a slow link many calls then take hardly longer than one. The host runs them
@@ -329,27 +271,28 @@ class Proxy(ForkAware):
             that `call_timeout` gives it runs from now on, so it includes that of the calls before
             it.
         """
-        call = _Call(function, args, kwargs, self.call_timeout)
+        call = Call(function, args, kwargs, self._name, self.call_timeout)
         return self._pending.send(call, self._send_soon)
 
-    def _send_soon(self, call: _Call) -> None:
+    def _send_soon(self, call: Call) -> None:
+        self._prefetcher.ask(call.function, None)
         try:
-            connection = call.connection = self._living(call.started)
-            request = calls.request_among_others(
+            connection = self._ensure_connected(call.started)
+            packed = request.request_among_others(
                 call.function, call.args, call.kwargs, connection.link.router.max_message_size
             )
-            call.start_clock()
-            self._pending.send_soon(connection, call.function, request, call)
+            call.start_clock(connection)
+            self._pending.send_soon(connection, packed, call)
         except RemoteException as error:
             self._log(call, exception=error)
             raise
 
-    def _settle(self, call: _Call, answer: calls.Answer | None) -> object:
-        """The result of a submitted call; no answer means that it took too long."""
+    def _settle(self, call: Call, answer: Answer | None) -> object:
+        """Return the result of a submitted call; no answer means that it took too long."""
         try:
             if answer is None:
-                raise self._give_up(call)
-            result = calls.result_of(call.function, answer)
+                raise call.time_out()
+            result = transfers.whole_result(call, answer)
         except RemoteException as error:
             if isinstance(error, NotDeliveredError) and not call.was_sent_again:
                 call.was_sent_again = True
@@ -357,10 +300,12 @@ class Proxy(ForkAware):
                 raise SentAgainError from None
             self._log(call, exception=error)
             raise
+        finally:
+            self._prefetcher.drop()
         self._log(call, result=result)
         return result
 
-    def _carry_out(self, call: _Call, attempt: Callable[[_Call], T]) -> T:
+    def _carry_out(self, call: Call, attempt: Callable[[Call], T]) -> T:
         """Make a call, once more when it certainly never reached the host, and log it."""
         try:
             try:
@@ -375,72 +320,99 @@ class Proxy(ForkAware):
         self._log(call, result=result)
         return result
 
-    def _ask(self, call: _Call) -> object:
-        connection = self._living(call.started)
-        message = calls.request(
+    def _ask(self, call: Call) -> object:
+        if self._prefetcher.active and self._may_prefetch():
+            return self._ask_with_prefetching(call)
+        return self._send(call)
+
+    def _send(self, call: Call) -> object:
+        connection = self._ensure_connected(call.started)
+        message = request.request(
             call.function, call.args, call.kwargs, connection.link.router.max_message_size
         )
-        inbox: Inbox = queue.SimpleQueue()
-        call.connection = connection
-        call.start_clock()
-        connection.send(call.function, message, inbox.put)
+        call.start_clock(connection)
+        connection.send(call.function, message, call.inbox.put)
         _ = call.shown  # while the host is busy anyway
-        return calls.result_of(call.function, self._receive(call, inbox))
+        return transfers.whole_result(call, call.next())
 
-    def _receive(self, call: _Call, inbox: Inbox) -> mitogen.core.Message:
-        """The next message that comes for a call."""
-        while True:
-            try:
-                return inbox.get(timeout=call.patience)
-            except queue.Empty:
-                if call.overdue:
-                    raise self._give_up(call) from None
-                if call.lost and inbox.empty():
-                    return mitogen.core.Message.dead("the connection has ended")
+    # Prefetching
 
-    def _give_up(self, call: _Call) -> CallTimeoutError:
-        """Part from an interpreter that doesn't answer; the next call gets a new one."""
-        if call.connection is not None:
-            call.connection.link.end(settings.LEAVE_TIMEOUT)
-        return CallTimeoutError(
-            TimeoutError(
-                f"{calls.function_name(call.function)} did not end on {self._name} within"
-                f" {call.call_timeout} seconds (call_timeout); its interpreter has been given"
-                " up, whether it ran to its end is not known"
+    def begin_resource(self, resource_type: str) -> None:
+        """
+        Begin with a resource: from now on the questions that resources of this type usually ask
+        about a path are sent along with the first one. Handlers of this module call it.
+
+        :param resource_type: The type, such as ``fs::File``.
+        """
+        if settings.prefetch():
+            self._prefetcher.begin(resource_type)
+
+    def end_resource(self) -> None:
+        """End with the resource: nothing is sent along any more, and what came is dropped."""
+        self._prefetcher.end()
+
+    def _may_prefetch(self) -> bool:
+        """Return whether calls go to the host and nowhere else, as far as this class knows."""
+        return type(self).remote_call is _REMOTE_CALL and "remote_call" not in vars(self)
+
+    def _ask_with_prefetching(self, call: Call) -> object:
+        path = prefetch.path_of(call.function, call.args, call.kwargs)
+        answer = self._prefetched(call, path)
+        if answer is not None:
+            return transfers.whole_result(call, answer)
+        along = self._prefetcher.ask(call.function, path)
+        if along is not None:
+            return self._send_with(call, along)
+        try:
+            return self._send(call)
+        finally:
+            self._prefetcher.drop()
+
+    def _prefetched(self, call: Call, path: str | None) -> Answer | None:
+        along, inbox = self._prefetcher.take(call.function, path)
+        if along is None or inbox is None or along.connection is None:
+            return None
+        call.start_clock(along.connection)
+        answer = call.next(inbox)
+        if not prefetch.is_usable(answer):
+            return None
+        self._prefetcher.note(call.function)
+        call.prefetched = True
+        return answer
+
+    def _send_with(self, call: Call, along: prefetch.Prefetched) -> object:
+        connection = self._ensure_connected(call.started)
+        size = connection.link.router.max_message_size
+        questions = {call.function: call.inbox, **along.inboxes}
+        batch = [
+            (
+                request.request_among_others(
+                    function, call.args, {}, size, only_cheap=function is not call.function
+                ),
+                inbox.put,
             )
-        )
+            for function, inbox in questions.items()
+        ]
+        call.start_clock(connection)
+        if all(connection.may_call(function, call.inbox.put) for function in questions):
+            along.connection = connection
+            CallBatch(connection, batch)
+        return transfers.whole_result(call, call.next())
 
-    def _transfer(
-        self,
-        move: Callable[[transfer.Exchange], T],
-        function: Callable[..., object],
-        *args: object,
-        **kwargs: object,
-    ) -> T:
-        """A call whose content moves in chunks; logged as one of the function."""
-        call = _Call(function, args, kwargs, self.call_timeout)
-        return self._carry_out(call, functools.partial(self._move, move))
-
-    def _move(self, move: Callable[[transfer.Exchange], T], call: _Call) -> T:
-        call.connection = self._living(call.started)
-        call.start_clock()
-        inbox: Inbox = queue.SimpleQueue()
-        wait = functools.partial(self._receive, call, inbox)
-        with transfer.Exchange(call.connection, call.function, inbox, wait) as exchange:
-            return move(exchange)
-
-    def _log(self, call: _Call, **outcome: object) -> None:
+    def _log(self, call: Call, **outcome: object) -> None:
         ((key, value),) = outcome.items()
         args, kwargs = call.shown
         shown: Any = truncate_logged_value(str(value) if key == "exception" else value)
+        more: dict[str, Any] = {"prefetched": True} if call.prefetched else {}
         self.logger.debug(
             f"Calling function %(function)s in context %(context_name)s: %({key})s",
-            function=calls.function_name(call.function),
+            function=request.function_name(call.function),
             context_name=self._name,
             args=args,
             kwargs=kwargs,
             duration=round(time.monotonic() - call.started, 6),
             **{key: shown},
+            **more,
         )
 
     # Files and commands
@@ -451,10 +423,18 @@ class Proxy(ForkAware):
 
         :param path: Its path; a symlink is followed.
         :param permissions: The mode in octal, e.g. ``"644"`` or ``"4755"``.
-        :raises ValueError: `permissions` is no octal number.
+        :raises TypeError: `permissions` is not a string.
+        :raises ValueError: `permissions` is not an octal number.
         :raises RemoteException: The host could not do it.
         """
-        self.remote_call(os.chmod, path, int(permissions, 8))
+        expected = "permissions must be a string of octal digits, such as '644' or '4755'"
+        if not isinstance(permissions, str):
+            raise TypeError(f"{expected}, not {permissions!r}")
+        try:
+            mode = int(permissions, 8)
+        except ValueError:
+            raise ValueError(f"{expected}, not {permissions!r}") from None
+        self.remote_call(os.chmod, path, mode)
 
     def chown(
         self, path: str, user: str | int | None = None, group: str | int | None = None
@@ -476,7 +456,7 @@ class Proxy(ForkAware):
         :return: Whether anything is there: a symlink counts, even one that leads nowhere.
         :raises RemoteException: The host could not be asked.
         """
-        return self.remote_call(inmanta_mitogen.lexists, path)
+        return bool(self.remote_call(inmanta_mitogen.lexists, path))
 
     def file_stat(self, path: str) -> FileStat:
         """
@@ -492,7 +472,7 @@ class Proxy(ForkAware):
         :return: The sha1 of its content, in hexadecimal.
         :raises RemoteException: It can't be read.
         """
-        return self.remote_call(inmanta_mitogen.hash_file, path)
+        return str(self.remote_call(inmanta_mitogen.hash_file, path))
 
     def is_symlink(self, path: str) -> bool:
         """
@@ -500,7 +480,7 @@ class Proxy(ForkAware):
         :return: Whether a symlink is there.
         :raises RemoteException: The host could not be asked.
         """
-        return self.remote_call(inmanta_mitogen.islink, path)
+        return bool(self.remote_call(inmanta_mitogen.islink, path))
 
     def mkdir(self, path: str) -> None:
         """
@@ -511,31 +491,32 @@ class Proxy(ForkAware):
         """
         self.remote_call(os.mkdir, path)
 
-    def put(self, path: str, content: bytes) -> None:
+    def put(self, path: str, content: Buffer, *, in_place: bool = False) -> None:
         """
         Write a file: see :func:`inmanta_mitogen.put` for what is kept and what is promised.
 
         :param path: Its path; a symlink is followed, and stays.
         :param content: All of its content, of any size.
+        :param in_place: Whether an existing file keeps its inode; by default it is replaced.
         :raises RemoteException: The host could not do it; the old content is untouched.
         """
-        if len(content) <= inmanta_mitogen.chunks.SMALL:
-            self.remote_call(inmanta_mitogen.put, path, content)
-            return
-        view = as_bytes(content)
-        self._transfer(
-            lambda exchange: transfer.upload(exchange, path, len(view), transfer.slices(view)),
-            inmanta_mitogen.put,
-            path,
-            content,
-        )
+        data: Any = content
+        if isinstance(content, bytearray | memoryview):
+            data = bytes(as_bytes(content))
+        if isinstance(data, bytes) and len(data) > PACK:
+            view = memoryview(data)
+            self._upload(path, lambda: transfers.slices(view), len(view), data, in_place)
+        else:
+            more: dict[str, Any] = {"in_place": True} if in_place else {}
+            self.remote_call(inmanta_mitogen.put, path, data, **more)
 
     def put_file(
         self,
         local_path: str | os.PathLike[str],
         path: str,
         *,
-        progress: transfer.Progress | None = None,
+        progress: transfers.Progress | None = None,
+        in_place: bool = False,
     ) -> None:
         """
         Copy a file of the agent to the host, with what :meth:`put` keeps and promises, and in
@@ -545,19 +526,40 @@ class Proxy(ForkAware):
         :param path: Its path on the host; a symlink is followed, and stays.
         :param progress: Called in this thread with the bytes that were sent so far, and those in
             all: after each chunk, the last time before the old content is replaced.
-        :raises OSError: The local file can't be read, is no regular file, or was changed while it
-            was read. The old content on the host is untouched. So it is after whatever `progress`
-            raises.
+        :param in_place: As for :meth:`put`.
+        :raises OSError: The local file can't be read, is not a regular file, or was changed while
+            it was read. The old content on the host is untouched. So it is after whatever
+            `progress` raises.
         :raises RemoteException: The host could not do it, or the sha1 of what it received differs;
             the old content is untouched.
         """
-        with transfer.LocalFile(local_path) as file:
-            self._transfer(
-                lambda exchange: transfer.send_file(exchange, file, path, progress),
-                inmanta_mitogen.put,
-                path,
-                file.described(),
-            )
+        with transfers.LocalFile(local_path) as file:
+            shown = f"{file.size} bytes of {file.path}"
+            self._upload(path, file.chunks, file.size, shown, in_place, progress)
+
+    def _upload(
+        self,
+        path: str,
+        chunks: Callable[[], Iterator[bytes]],
+        size: int,
+        shown: object,
+        in_place: bool,
+        progress: transfers.Progress | None = None,
+    ) -> None:
+        call = Call(inmanta_mitogen.put, (path, shown), {}, self._name, self.call_timeout)
+
+        def attempt(call: Call) -> None:
+            connection = self._start(call)
+            transfers.upload(call, connection, path, chunks(), size, in_place, progress)
+
+        self._carry_out(call, attempt)
+
+    def _start(self, call: Call) -> Connection:
+        """Return the open connection for a call that moves chunks, whose time runs from now on."""
+        self._prefetcher.ask(call.function, None)
+        connection = self._ensure_connected(call.started)
+        call.start_clock(connection)
+        return connection
 
     def read(self, path: str, *, max_size: int | None = None) -> str:
         """
@@ -566,12 +568,9 @@ class Proxy(ForkAware):
             INMANTA_MITOGEN_MAX_SIZE says, 1 GiB if it says nothing. A file without end, such as
             ``/dev/zero``, takes that much memory before it is refused.
         :return: The text.
-        :raises RemoteException: It can't be read, is no UTF-8, or is larger than that.
+        :raises RemoteException: It can't be read, is not UTF-8, or is larger than that.
         """
-        limit = settings.max_size() if max_size is None else max_size
-        return self._transfer(
-            lambda exchange: transfer.read_text(exchange, path, limit), inmanta_mitogen.read, path
-        )
+        return str(self.remote_call(inmanta_mitogen.read, path, **_limit(max_size)))
 
     def read_binary(self, path: str, *, max_size: int | None = None) -> bytes:
         """
@@ -580,19 +579,14 @@ class Proxy(ForkAware):
         :return: Its content.
         :raises RemoteException: It can't be read, or is larger than that.
         """
-        limit = settings.max_size() if max_size is None else max_size
-        return self._transfer(
-            lambda exchange: transfer.read(exchange, path, limit),
-            inmanta_mitogen.read_binary,
-            path,
-        )
+        return self.remote_call(inmanta_mitogen.read_binary, path, **_limit(max_size))
 
     def get_file(
         self,
         path: str,
         local_path: str | os.PathLike[str],
         *,
-        progress: transfer.Progress | None = None,
+        progress: transfers.Progress | None = None,
         max_size: int | None = None,
     ) -> None:
         """
@@ -606,16 +600,25 @@ class Proxy(ForkAware):
         :param max_size: The most bytes to accept, by default any number.
         :raises OSError: The local file can't be written. Its old content is untouched. So it is
             after whatever `progress` raises.
-        :raises RemoteException: The host's file can't be read, is no regular file, was changed
+        :raises RemoteException: The host's file can't be read, is not a regular file, was changed
             while it was read, or is larger than `max_size`, or the sha1 of what arrived differs.
             The local file is untouched.
         """
-        with StagedWrite(os.fspath(local_path)) as staged:
-            self._transfer(
-                lambda exchange: transfer.fetch(exchange, path, staged, max_size, progress),
-                inmanta_mitogen.read_binary,
-                path,
+        call = Call(inmanta_mitogen.read_binary, (path,), {}, self._name, self.call_timeout)
+
+        def attempt(call: Call) -> None:
+            connection = self._start(call)
+            message = request.request(
+                inmanta_mitogen.chunks.send,
+                (path, max_size),
+                {},
+                connection.link.router.max_message_size,
             )
+            connection.send(inmanta_mitogen.chunks.send, message, call.inbox.put)
+            transfers.fetch_file(call, connection, staged, max_size, progress)
+
+        with StagedWrite(os.fspath(local_path)) as staged:
+            self._carry_out(call, attempt)
             staged.commit()
 
     def readlink(self, path: str) -> str:
@@ -624,7 +627,7 @@ class Proxy(ForkAware):
         :return: What it points to, as it is written there.
         :raises RemoteException: No symlink is there.
         """
-        return self.remote_call(os.readlink, path)
+        return str(self.remote_call(os.readlink, path))
 
     def remove(self, path: str) -> None:
         """
@@ -671,15 +674,12 @@ class Proxy(ForkAware):
         :raises RemoteException: It could not be started, took longer than `timeout`, or printed
             more than `max_size`.
         """
-        given: dict[str, object] = {} if stdin is None else {"stdin": stdin}
-        limit = settings.max_size() if max_size is None else max_size
-        args = (command, arguments, env, cwd, timeout)
-        return self._transfer(
-            lambda exchange: transfer.run(exchange, limit, args, given),
-            inmanta_mitogen.run,
-            *args,
-            **given,
-        )
+        more: dict[str, Any] = _limit(max_size)
+        if stdin is not None:
+            more["stdin"] = stdin
+        if self.call_timeout is not None:
+            more["call_timeout"] = self.call_timeout
+        return self.remote_call(inmanta_mitogen.run, command, arguments, env, cwd, timeout, **more)
 
     def symlink(self, source: str, target: str) -> None:
         """
@@ -690,3 +690,12 @@ class Proxy(ForkAware):
         :raises RemoteException: The host could not do it.
         """
         self.remote_call(os.symlink, source, target)
+
+
+_REMOTE_CALL = Proxy.remote_call
+
+
+def _limit(max_size: int | None) -> dict[str, Any]:
+    """Return the keyword for a limit that is not the host's default."""
+    limit = settings.max_size() if max_size is None else max_size
+    return {} if limit == settings.DEFAULT_MAX_SIZE else {"max_size": limit}

@@ -34,6 +34,9 @@ DEFAULT_MAX_MESSAGE_SIZE: Final = 128 << 20
 # A lower one, and the source of a module would not fit.
 LEAST_MAX_MESSAGE_SIZE: Final = 1 << 20
 
+PREFETCH_ENV_VAR: Final = "INMANTA_MITOGEN_PREFETCH"
+"""The variable that turns prefetching off when it is ``0``; on by default."""
+
 CHECK_HOST_KEYS_ENV_VAR: Final = "INMANTA_MITOGEN_CHECK_HOST_KEYS"
 """The variable with the host key policy of all implicit contexts; ``ignore`` by default."""
 CHECK_HOST_KEYS: Final = ("enforce", "accept", "ignore")
@@ -50,6 +53,8 @@ LONGEST_DETAIL: Final = 8_000
 
 SECONDS_BETWEEN_CHECKS: Final = 5.0
 """How often a call without a deadline checks that its connection is still there."""
+PREFETCHED_SECONDS: Final = 1.0
+"""How long a prefetched answer may be used after it came."""
 HOP_GRACE: Final = 5.0
 """How much longer than its own ``connect_timeout`` the answer of a hop may take."""
 HOP_LEAVE_TIMEOUT: Final = 5.0
@@ -124,6 +129,21 @@ def _bytes(variable: str, default: int, least: int) -> int:
         f"The environment variable {variable} is {text!r}: set it to a number of bytes, at least"
         f" {least}, or unset it for {default}."
     )
+
+
+def prefetch() -> bool:
+    """
+    Return whether :data:`PREFETCH_ENV_VAR` allows prefetching.
+
+    :raises SettingError: It is neither 0 nor 1.
+    """
+    text = os.environ.get(PREFETCH_ENV_VAR, "").strip()
+    if text not in ("", "0", "1"):
+        raise SettingError(
+            f"The environment variable {PREFETCH_ENV_VAR} is {text!r}: set it to 0 to turn"
+            " prefetching off, or unset it."
+        )
+    return text != "0"
 
 
 def check_host_keys() -> str | None:

@@ -1,82 +1,104 @@
 """Ends of a transfer on the host that do what the real one never would."""
 
+import queue
 import time
+from typing import Any
 
 import mitogen.core
 
-from inmanta_mitogen import chunks as transfer
-
-SHA1_OF_NOTHING = "da39a3ee5e6b4b0d3255bfef95601890afd80709"
-
-
-def _send(sender, data):
-    message = mitogen.core.Message(data=data, handle=sender.dst_handle)
-    sender.context.send(message)
+from inmanta_mitogen import chunks
+from inmanta_mitogen.dispatch import RAW
 
 
-def flood(count, sender):
+def _message(data: bytes, **fields: Any) -> mitogen.core.Message:
+    return mitogen.core.Message(data=data, enc=mitogen.core.Message.ENC_BIN, **fields)
+
+
+def offer(data: bytes) -> mitogen.core.Message:
+    """Answers with what is given."""
+    return _message(data)
+
+
+@mitogen.core.takes_router
+def flood(path: str, max_size: Any, router: Any) -> mitogen.core.Message:
     """Sends without waiting for anyone to take it in."""
-    _send(sender, transfer.pack_begin(1234567, transfer.UNKNOWN))
-    for _ in range(count):
-        _send(sender, bytes(transfer.CHUNK))
-    return SHA1_OF_NOTHING, None
+    count, size = map(int, path.split())
+
+    def on_count(message: Any) -> None:
+        if message.reply_to and not message.is_dead:
+            message.reply(_message(bytes(chunks.CHUNK)), router=router)
+            for _ in range(count):
+                message.reply(_message(bytes(size)), router=router)
+
+    return _message(chunks.pack_ticket(RAW, router.add_handler(on_count), 1 << 40))
 
 
-def lie(sender):
+@mitogen.core.takes_router
+def lie(path: str, max_size: Any, router: Any) -> mitogen.core.Message:
     """Sends something, and the sum of something else."""
-    _send(sender, transfer.pack_begin(1234567, 5))
-    _send(sender, b"hello")
-    return SHA1_OF_NOTHING, None
+    blocks = [b"hello"]
+    read = lambda size: blocks.pop() if blocks else b""  # noqa: E731
+    return _message(chunks.Outgoing(RAW, read, 5, router, lambda: "0" * 40).ticket)
 
 
-def lie_about_small(sender):
-    return SHA1_OF_NOTHING, b"hello"
-
-
-def babble(sender):
-    _send(sender, b"neither begin nor end")
-    return SHA1_OF_NOTHING, None
-
-
-def answer(value, sender):
-    return value
-
-
-def count_wrongly(sender):
-    """Begins to receive, and then acknowledges in another language."""
-    _send(sender, transfer.pack_begin(1234567, 0))
-    _send(sender, b"seven")
-
-
-@mitogen.core.takes_econtext
-def hoard(path, size, sender, econtext):
-    """Writes to a file how many chunks are on the way to a host that is near, or far."""
-    with transfer._Channel(sender, econtext) as channel:
-        channel.begin(size)
-        received = len(channel.receive())
-        time.sleep(0.3 if path.endswith("far") else 0)
-        channel.send(transfer.pack_count(received))
-        time.sleep(1.0)  # whatever may be on the way has come by then
-        with open(path, "w") as file:
-            file.write(str(channel._inbox.qsize()))
-        while received < size:
-            received += len(channel.receive())
-            channel.send(transfer.pack_count(received))
-        channel.receive()
-
-
-@mitogen.core.takes_econtext
-def endless(sender, econtext):
+@mitogen.core.takes_router
+def endless(router: Any) -> mitogen.core.Message:
     """Keeps to the protocol, and never ends."""
-    return transfer._send_blocks(_zeros(), transfer.UNKNOWN, sender, econtext)
+    return _message(chunks.Outgoing(RAW, bytes, 5, router).ticket)
 
 
-def _zeros():
-    while True:
-        yield bytes(transfer.CHUNK)
+@mitogen.core.takes_router
+def drip(router: Any) -> mitogen.core.Message:
+    """Sends a little again and again."""
+
+    def read(size: int) -> bytes:
+        time.sleep(0.1)
+        return bytes(size)
+
+    return _message(chunks.Outgoing(RAW, read, 5, router).ticket)
 
 
-def peak_memory():
+def never_begin(path: str, size: int, handle: int, in_place: bool) -> None:
+    """Waits for what never comes."""
+    time.sleep(600)
+
+
+class _Receiver:
+    def __init__(self, econtext: Any, handle: int) -> None:
+        self.inbox: Any = queue.Queue()
+        self._master = econtext.master
+        self._handle = handle
+        self.send(chunks.pack_ticket(RAW, econtext.router.add_handler(self.inbox.put), 0))
+
+    def send(self, data: bytes) -> None:
+        self._master.send(_message(data, handle=self._handle))
+
+
+@mitogen.core.takes_econtext
+def count_wrongly(path: str, size: int, handle: int, in_place: bool, econtext: Any) -> None:
+    """Begins to receive, and then acknowledges in another language."""
+    receiver = _Receiver(econtext, handle)
+    receiver.inbox.get()
+    receiver.send(b"seven")
+
+
+@mitogen.core.takes_econtext
+def hoard(path: str, size: int, handle: int, in_place: bool, econtext: Any) -> None:
+    """Writes to a file how many chunks are on the way to a host that is near, or far."""
+    receiver = _Receiver(econtext, handle)
+    received = len(receiver.inbox.get().data)
+    time.sleep(0.3 if path.endswith("far") else 0)
+    receiver.send(chunks.pack_count(received))
+    time.sleep(1.0)  # whatever may be on the way has come by then
+    with open(path, "w") as file:
+        file.write(str(receiver.inbox.qsize()))
+    while received < size:
+        received += len(receiver.inbox.get().data)
+        receiver.send(chunks.pack_count(received))
+    receiver.inbox.get()
+
+
+def peak_memory() -> int:
     """The most that this process ever had in memory, since it was forgotten, in bytes."""
     with open("/proc/self/status") as status:
         for line in status:
@@ -85,7 +107,7 @@ def peak_memory():
     raise OSError("no VmHWM in /proc/self/status")
 
 
-def forget_peak_memory():
+def forget_peak_memory() -> int:
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
     return peak_memory()

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import pathlib
+import sys
 import threading
 
 import far_side
@@ -168,7 +169,7 @@ def test_a_call_has_the_arguments_of_when_it_was_submitted(proxy: Proxy) -> None
     assert future.result(60) == [[[1]], {}]
 
 
-def test_what_fits_in_a_message_is_carried_and_more_is_refused(
+def test_arguments_that_do_not_fit_in_a_message_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     most = 1024 * 1024
@@ -177,9 +178,7 @@ def test_what_fits_in_a_message_is_carried_and_more_is_refused(
         assert len(proxy.submit(far_side.echo, "x" * (most - 2000)).result(60)[0][0]) == most - 2000
         with pytest.raises(ValueError, match="move the content with Proxy.put"):
             proxy.submit(far_side.echo, "x" * most).result(60)
-        assert len(proxy.submit(far_side.large, most - 2000).result(60)) == most - 2000
-        with pytest.raises(RemoteException, match=r"a message carries at most"):
-            proxy.submit(far_side.large, most).result(60)
+        assert len(proxy.submit(far_side.large, 3 * most).result(60)) == 3 * most
 
 
 def test_what_can_not_be_sent_fails_its_own_calls_and_no_others(
@@ -196,6 +195,27 @@ def test_what_can_not_be_sent_fails_its_own_calls_and_no_others(
             with pytest.raises(RemoteException, match="could not be sent.*no room"):
                 future.result(60)
     assert proxy.submit(far_side.pid).result(60) == pid
+
+
+def test_a_callback_that_exits_does_not_stop_later_calls(proxy: Proxy) -> None:
+    first = proxy.submit(far_side.nap, 0.1)
+    first.add_done_callback(lambda _: sys.exit(1))
+    assert first.result(60) == 0.1
+    assert proxy.submit(far_side.echo, 1).result(60) == [[1], {}]
+
+
+def test_a_thread_that_cannot_be_started_fails_only_its_own_call(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        refused = proxy.submit(far_side.echo, 1)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        refused.result(60)
+    assert proxy.submit(far_side.echo, 2).result(60) == [[2], {}]
 
 
 def lose_unseen(proxy: Proxy) -> None:

@@ -2,7 +2,6 @@
 
 import collections.abc
 import concurrent.futures
-import contextlib
 import hashlib
 import os
 import pathlib
@@ -17,6 +16,7 @@ import pytest
 
 import support
 from inmanta_mitogen import chunks as host
+from inmanta_mitogen.dispatch import PACK
 from inmanta_plugins.mitogen import (
     CallTimeoutError,
     Proxy,
@@ -24,7 +24,7 @@ from inmanta_plugins.mitogen import (
     SettingError,
     settings,
 )
-from inmanta_plugins.mitogen.calls import transfers as transfer
+from inmanta_plugins.mitogen.calls import transfers
 from pytest_inmanta_mitogen import SshHost
 from support import LOCAL, Recorder
 
@@ -56,27 +56,11 @@ def far_file(tmp_path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def exchange(proxy: Proxy, function: collections.abc.Callable[..., object], *args: object) -> bytes:
-    """Reads from an end of the tests' own."""
-    taken = bytearray()
-
-    class Sink:
-        def write(self, chunk: bytes) -> None:
-            taken.extend(chunk)
-
-    def move(exchange: transfer.Exchange) -> None:
-        exchange.start(function, *args)
-        transfer.download(exchange, Sink(), 64 * MIB)
-
-    proxy._transfer(move, function, *args)
-    return bytes(taken)
-
-
 # Whole contents
 
 
 @pytest.mark.parametrize(
-    "size", [0, 1, host.SMALL, host.SMALL + 1, host.CHUNK * 3, host.WINDOW, LARGE]
+    "size", [0, 1, PACK - 100, PACK, PACK + 1, host.CHUNK * 3, host.WINDOW, LARGE]
 )
 def test_a_content_of_any_size_arrives_whole(
     proxy: Proxy, tmp_path: pathlib.Path, content: bytes, size: int
@@ -191,7 +175,7 @@ def test_files_of_any_size_take_little_memory_on_both_ends(
     with large.open("wb") as file:
         file.truncate(200 * MIB)
     small = tmp_path / "small"
-    small.write_bytes(b"x" * (host.SMALL + 1))
+    small.write_bytes(b"x" * (PACK + 1))
     for action in (
         lambda path: proxy.put_file(path, str(tmp_path / "far")),
         lambda path: proxy.get_file(str(path), back),
@@ -287,7 +271,7 @@ def test_a_local_file_that_is_not_there_or_no_file_is_refused_before_anything_is
         proxy.put_file(tmp_path / "missing", str(far_file))
     with pytest.raises(IsADirectoryError):
         proxy.put_file(tmp_path, str(far_file))
-    with pytest.raises(OSError, match="no regular file"):
+    with pytest.raises(OSError, match="not a regular file"):
         proxy.put_file("/dev/null", str(far_file))
     assert recorder.calls == []
     assert proxy.read_binary(str(far_file)) == OLD
@@ -404,27 +388,112 @@ def test_a_transfer_is_bounded_by_the_call_timeout(tmp_path: pathlib.Path) -> No
         assert proxy.remote_call(far_side.echo) == [[], {}]
 
 
-def test_a_transfer_given_up_before_it_begins_does_not_hold_up_the_host(
-    proxy: Proxy, tmp_path: pathlib.Path
+def test_an_upload_that_is_interrupted_before_it_begins_leaves_the_proxy_usable(
+    proxy: Proxy, far_file: pathlib.Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
+    monkeypatch.setattr(host, "receive", far_transfer.never_begin)
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        proxy.put(str(far_file), content)
+    timer.join()
+    assert proxy.submit(far_side.echo, 7).result(timeout=60) == [[7], {}]
+    assert far_file.read_bytes() == OLD
 
-    def move(exchange: transfer.Exchange) -> None:
-        exchange.start(host.send, str(fifo), max_size=None, text=False, steady=False)
+
+def test_a_download_that_is_interrupted_does_not_hold_up_the_host(
+    proxy: Proxy, local_file: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    interpreter = proxy.remote_call(os.getpid)
+
+    def progress(moved: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        proxy._transfer(move, host.send)
+        proxy.get_file(str(local_file), tmp_path / "back", progress=progress)
+    assert proxy.remote_call(os.getpid) == interpreter
 
-    def feed() -> None:
-        with contextlib.suppress(BrokenPipeError), open(fifo, "wb") as file:
-            file.write(bytes(LARGE))
 
-    writer = threading.Thread(target=feed, daemon=True)
-    writer.start()
-    # The host has to notice when it says where it listens: it answers the next call after that.
-    assert proxy.submit(far_side.echo, 7).result(timeout=60) == [[7], {}]
+@pytest.mark.parametrize("who", ["agent", "host"])
+def test_the_call_timeout_holds_while_chunks_come(
+    proxy: Proxy, local_file: pathlib.Path, tmp_path: pathlib.Path, who: str
+) -> None:
+    proxy.remote_call(os.getpid)
+    proxy.call_timeout = 0.5
+    started = time.monotonic()
+
+    def get_slowly() -> None:
+        proxy.get_file(str(local_file), tmp_path / "back", progress=lambda *_: time.sleep(0.2))
+
+    with pytest.raises(CallTimeoutError):
+        get_slowly() if who == "agent" else proxy.remote_call(far_transfer.drip)
+    assert time.monotonic() - started < 30
+    proxy.call_timeout = None
+    assert proxy.remote_call(far_side.echo) == [[], {}]
+
+
+@pytest.mark.parametrize("where", ["agent", "host"])
+def test_a_fifo_is_refused_and_not_waited_for(
+    proxy: Proxy, tmp_path: pathlib.Path, where: str
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    if where == "agent":
+        with pytest.raises(OSError, match="not a regular file"):
+            proxy.put_file(fifo, str(tmp_path / "far"))
+    else:
+        with pytest.raises(RemoteException, match="not a regular file"):
+            proxy.get_file(str(fifo), tmp_path / "back")
+    assert proxy.remote_call(far_side.echo) == [[], {}]
+
+
+def test_a_command_whose_output_is_large_runs_once(proxy: Proxy, tmp_path: pathlib.Path) -> None:
+    trace = tmp_path / "trace"
+    script = f"echo ran >> {trace}; head -c {LARGE} /dev/zero | tr '\\0' a"
+    assert proxy.run("sh", ["-c", script])[0] == "a" * LARGE
+    assert trace.read_text() == "ran\n"
+
+
+def test_large_results_of_submitted_calls_come_back_in_order(proxy: Proxy) -> None:
+    sizes = [LARGE, 1, PACK + 1, LARGE]
+    futures = [proxy.submit(far_side.large, size) for size in sizes]
+    assert [len(future.result(60)) for future in futures] == sizes
+
+
+def test_large_results_of_any_kind_arrive(proxy: Proxy) -> None:
+    values = [
+        [{"key": number, "list": [None, 1.5, b"x"]} for number in range(20_000)],
+        ("x" * PACK,),
+    ]
+    assert proxy.remote_call(far_side.echo, *values) == [values, {}]
+
+
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+@pytest.mark.parametrize("size", [10, LARGE])
+def test_anything_with_the_buffer_protocol_is_put(
+    proxy: Proxy,
+    far_file: pathlib.Path,
+    content: bytes,
+    size: int,
+    kind: collections.abc.Callable[[bytes], bytearray | memoryview],
+) -> None:
+    proxy.put(str(far_file), kind(content[:size]))
+    assert far_file.read_bytes() == content[:size]
+
+
+@pytest.mark.parametrize("size", [10, LARGE])
+def test_a_file_that_is_put_in_place_keeps_its_inode(
+    proxy: Proxy, far_file: pathlib.Path, local_file: pathlib.Path, content: bytes, size: int
+) -> None:
+    local_file.write_bytes(content[:size])
+    inode = far_file.stat().st_ino
+    proxy.put(str(far_file), content[:size], in_place=True)
+    assert far_file.stat().st_ino == inode
+    proxy.put_file(local_file, str(far_file), in_place=True)
+    assert far_file.stat().st_ino == inode
+    assert far_file.read_bytes() == content[:size]
+    proxy.put(str(far_file), content[:size])
+    assert far_file.stat().st_ino != inode
 
 
 # Limits
@@ -441,9 +510,9 @@ def test_what_has_no_end_ends_at_the_limit(
         proxy.read_binary("/dev/zero")
     with pytest.raises(RemoteException, match=f"more than the {2 * MIB} bytes"):
         proxy.run("head", ["-c", str(3 * MIB), "/dev/zero"])
-    with pytest.raises(RemoteException, match=f"'sh' has more than the {MIB} bytes .* was killed"):
+    with pytest.raises(RemoteException, match=f"'sh' has more than the {MIB} bytes .* was ended"):
         proxy.run("sh", ["-c", "echo late; yes >&2"], max_size=MIB)
-    with pytest.raises(RemoteException, match="no regular file"):
+    with pytest.raises(RemoteException, match="not a regular file"):
         proxy.get_file("/dev/zero", tmp_path / "zero")
     assert proxy.read_binary("/etc/passwd", max_size=MIB)
 
@@ -468,37 +537,31 @@ def test_a_limit_that_is_no_number_is_named(
 # A host that does not keep to the rules
 
 
-def test_a_host_that_never_stops_is_cut_off_at_the_limit(proxy: Proxy) -> None:
+def test_a_host_that_never_stops_is_cut_off_at_the_limit(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(settings.MAX_SIZE_ENV_VAR, str(64 * MIB))
     with pytest.raises(RemoteException, match=f"more than the {64 * MIB} bytes"):
-        exchange(proxy, far_transfer.endless)
+        proxy.remote_call(far_transfer.endless)
     assert proxy.remote_call(far_side.echo) == [[], {}]
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
-def test_a_host_that_floods_is_cut_off_before_it_fills_the_memory(proxy: Proxy) -> None:
-    release = threading.Event()
-
-    def move(exchange: transfer.Exchange) -> None:
-        exchange.start(far_transfer.flood, 200 * MIB // host.CHUNK)
-        assert exchange.begun() is not None
-        release.wait(60)
-        while exchange.next() is not None:
-            pass
-        exchange.result()
-
+@pytest.mark.parametrize(("count", "size"), [(400, host.CHUNK), (200_000, 0)])
+def test_a_host_that_floods_is_cut_off_before_it_fills_the_memory(
+    proxy: Proxy, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, count: int, size: int
+) -> None:
+    monkeypatch.setattr(host, "send", far_transfer.flood)
     before = far_transfer.forget_peak_memory()
 
-    def look() -> None:
-        # It sends to a slow reader: by the time it has ended all of it has come.
-        with Proxy(dict(LOCAL)) as other:
-            other.remote_call(time.sleep, 1.0)
-        release.set()
+    def look(moved: int, total: int) -> None:
+        # It sends to a slow reader: by then all of it has come.
+        if moved == host.CHUNK:
+            with Proxy(dict(LOCAL)) as other:
+                other.remote_call(time.sleep, 2.0)
 
-    looker = threading.Thread(target=look)
-    looker.start()
     with pytest.raises(RemoteException, match="more than was agreed"):
-        proxy._transfer(move, far_transfer.flood)
-    looker.join()
+        proxy.get_file(f"{count} {size}", tmp_path / "back", progress=look)
     assert far_transfer.peak_memory() - before < 64 * MIB
     assert proxy.remote_call(far_side.echo) == [[], {}]
 
@@ -514,48 +577,52 @@ def test_no_more_is_on_the_way_than_the_distance_asks_for(
     near: float,
     on_the_way: int,
 ) -> None:
-    monkeypatch.setattr(transfer, "_NEAR", near)
+    monkeypatch.setattr(transfers, "NEAR", near)
     monkeypatch.setattr(host, "receive", far_transfer.hoard)
     path = tmp_path / distance
     proxy.put(str(path), content)
     assert int(path.read_text()) * host.CHUNK == on_the_way * host.WINDOW // 2
 
 
-@pytest.mark.parametrize("function", [far_transfer.lie, far_transfer.lie_about_small])
 def test_a_sum_that_differs_is_an_error(
-    proxy: Proxy, function: collections.abc.Callable[..., object]
+    proxy: Proxy, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(host, "send", far_transfer.lie)
     with pytest.raises(RemoteException, match="sha1 differs"):
-        exchange(proxy, function)
+        proxy.get_file("/etc/passwd", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
 
 
-def test_a_put_whose_sum_differs_keeps_the_old_file(proxy: Proxy, far_file: pathlib.Path) -> None:
+def test_a_put_whose_sum_differs_keeps_the_old_file(
+    proxy: Proxy, far_file: pathlib.Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashlib, "sha1", hashlib.sha256)
     with pytest.raises(RemoteException, match="sha1 differs: nothing was written"):
-        proxy.remote_call(host.put_checked, str(far_file), b"new", "0" * 40)
+        proxy.put(str(far_file), content)
     assert far_file.read_bytes() == OLD
 
 
-@pytest.mark.parametrize(
-    "value", [None, 1, "x", [], ["a"], ("a", 1), (None, None), (b"a", b"b"), {"a": 1}]
-)
-def test_an_answer_of_another_form_is_an_error(proxy: Proxy, value: object) -> None:
+@pytest.mark.parametrize("kind", ["B", "K"])
+@pytest.mark.parametrize("ticket", ["", "x", "x" * 100])
+def test_a_result_that_waits_nowhere_is_an_error(proxy: Proxy, kind: str, ticket: str) -> None:
+    with pytest.raises(RemoteException, match="cannot be right: .* the start of a transfer"):
+        proxy.remote_call(far_transfer.offer, (kind + ticket).encode())
+    assert proxy.remote_call(far_side.echo) == [[], {}]
+
+
+def test_a_file_that_is_answered_with_a_plain_value_is_an_error(
+    proxy: Proxy, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "send", far_side.echo)
     with pytest.raises(RemoteException, match="cannot be right"):
-        exchange(proxy, far_transfer.answer, value)
+        proxy.get_file("/etc/passwd", tmp_path / "back")
     assert proxy.remote_call(far_side.echo) == [[], {}]
 
 
-def test_a_transfer_that_begins_with_something_else_is_an_error(proxy: Proxy) -> None:
-    with pytest.raises(RemoteException, match="instead of the begin of a transfer"):
-        exchange(proxy, far_transfer.babble)
-    assert proxy.remote_call(far_side.echo) == [[], {}]
-
-
-def test_acknowledgements_that_are_none_are_an_error(proxy: Proxy) -> None:
-    def move(exchange: transfer.Exchange) -> None:
-        exchange.start(far_transfer.count_wrongly)
-        exchange.begun()
-        exchange.count()
-
+def test_acknowledgements_that_are_none_are_an_error(
+    proxy: Proxy, far_file: pathlib.Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "receive", far_transfer.count_wrongly)
     with pytest.raises(RemoteException, match="instead of a count of bytes"):
-        proxy._transfer(move, far_transfer.count_wrongly)
+        proxy.put(str(far_file), content)
     assert proxy.remote_call(far_side.echo) == [[], {}]

@@ -1,0 +1,172 @@
+"""Questions that a handler will ask, sent along with its first one.
+
+Handlers ask a fixed sequence about one path: whether it exists, who owns it, what it holds. For
+each type of resource a proxy remembers which questions about the same path followed the first one.
+When the first is asked again, about another path, they go with it in the same message, and are
+answered from what came back.
+"""
+
+import os
+import queue
+import time
+from collections.abc import Callable
+
+import inmanta_mitogen
+import inmanta_mitogen.dispatch
+from inmanta_plugins.mitogen.calls.call import Answer, AnswerAmongOthers
+from inmanta_plugins.mitogen.connections.hub import Connection
+from inmanta_plugins.mitogen.settings import PREFETCHED_SECONDS
+
+Function = Callable[..., object]
+
+_QUESTIONS: frozenset[Function] = frozenset(
+    {
+        inmanta_mitogen.lexists,
+        inmanta_mitogen.file_stat,
+        inmanta_mitogen.hash_file,
+        inmanta_mitogen.islink,
+        inmanta_mitogen.read,
+        inmanta_mitogen.read_binary,
+        os.readlink,
+    }
+)
+
+
+def path_of(function: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> str | None:
+    """
+    Return the path that a question is about, None for any other call.
+
+    :param function: The function that is called.
+    :param args: Its positional arguments.
+    :param kwargs: Its keyword arguments.
+    """
+    if len(args) == 1 and not kwargs and type(args[0]) is str and function in _QUESTIONS:
+        return args[0]
+    return None
+
+
+class Prefetched:
+    """
+    What was sent along with a question.
+
+    :param path: The path that it is about.
+    :param functions: What was asked along with it.
+    :attr connection: Where, once it was sent.
+    """
+
+    def __init__(self, path: str, functions: tuple[Function, ...]) -> None:
+        self.path = path
+        self.connection: Connection | None = None
+        self.inboxes: dict[Function, queue.SimpleQueue[Answer]] = {
+            function: queue.SimpleQueue() for function in functions
+        }
+
+
+def is_usable(answer: Answer) -> bool:
+    """
+    Return whether a prefetched answer stands for the one that the host would give now.
+
+    :param answer: What came back.
+    """
+    return (
+        isinstance(answer, AnswerAmongOthers)
+        and answer.data[:1] != inmanta_mitogen.dispatch.SKIPPED
+        and time.monotonic() - answer.came <= PREFETCHED_SECONDS
+    )
+
+
+class Prefetcher:
+    """
+    What one proxy has learned, and what it holds of answers to questions not yet asked.
+
+    A proxy may be used by several threads. Each call of the proxy that is not answered from here
+    calls :meth:`drop`, before it is sent and after it has ended; so an answer that is still held
+    was given after all other calls.
+    """
+
+    def __init__(self) -> None:
+        self._learned: dict[tuple[str, Function], tuple[Function, ...]] = {}
+        self._held: Prefetched | None = None
+        self._resource_type: str | None = None
+        self._path: str | None = None
+        self._first: Function | None = None
+        self._followed: list[Function] = []
+
+    @property
+    def active(self) -> bool:
+        """Whether a resource is being handled."""
+        return self._resource_type is not None
+
+    def begin(self, resource_type: str) -> None:
+        """
+        Begin with a resource.
+
+        :param resource_type: Its type.
+        """
+        self.end()
+        self._resource_type = resource_type
+
+    def end(self) -> None:
+        """End with the resource: what is held is dropped."""
+        self._learn()
+        self.drop()
+        self._resource_type = self._path = None
+
+    def drop(self) -> None:
+        """Drop what is held: another call may change what it is about."""
+        self._held = None
+
+    def take(
+        self, function: Function, path: str | None
+    ) -> tuple[Prefetched, queue.SimpleQueue[Answer]] | tuple[None, None]:
+        """
+        Return what a question was sent along with, and where its answer comes, once.
+
+        :param function: The question.
+        :param path: Its path.
+        """
+        held = self._held
+        if held is not None and held.path == path:
+            inbox = held.inboxes.pop(function, None)
+            if inbox is not None:
+                return held, inbox
+        return None, None
+
+    def ask(self, function: Function, path: str | None) -> Prefetched | None:
+        """
+        Note a call that goes to the host.
+
+        :param function: The function that is called.
+        :param path: The path of a question, None for any other call.
+        :return: What to send along with it.
+        """
+        self.drop()
+        if path is None:
+            self._learn()
+        elif path == self._path:
+            self.note(function)
+        elif self._resource_type is not None:
+            self._learn()
+            self._path, self._first = path, function
+            predicted = self._learned.get((self._resource_type, function))
+            if predicted:
+                self._held = held = Prefetched(path, predicted)
+                return held
+        return None
+
+    def note(self, function: Function) -> None:
+        """
+        Note that a question was asked about the path at hand.
+
+        :param function: The question.
+        """
+        if function is self._first or function in self._followed:
+            self._learn()  # whoever asks again wants to know what has changed
+        elif self._first is not None:
+            self._followed.append(function)
+
+    def _learn(self) -> None:
+        first, self._first = self._first, None
+        followed, self._followed = self._followed, []
+        if first is not None and self._resource_type is not None:
+            self._learned[self._resource_type, first] = tuple(followed)

@@ -1,0 +1,115 @@
+"""The result of a remote call, or the exception it raises, from what the host answered."""
+
+import pickle
+import re
+from collections.abc import Callable
+
+import inmanta_mitogen.dispatch
+import mitogen.core
+from inmanta_plugins.mitogen import _mitogen
+from inmanta_plugins.mitogen.calls.call import Answer
+from inmanta_plugins.mitogen.calls.request import function_name
+from inmanta_plugins.mitogen.errors import NotDeliveredError, RemoteException
+from inmanta_plugins.mitogen.hosts.answers import UnreadableError, read_answer
+from inmanta_plugins.mitogen.hosts.served import advice_for
+from inmanta_plugins.mitogen.texts import bounded_text
+
+Function = Callable[..., object]
+
+_LONGEST_REASON = 1_000
+
+# A frame of mitogen, which hosts get on their standard input, or of this module, in a traceback.
+_OWN_FRAME = re.compile(
+    r'^  File "(?:<stdin>|master:(?:inmanta_)?mitogen/[^"\n]*)", line \d+, in .*\n(?:    .*\n)*',
+    re.MULTILINE,
+)
+
+_COMMON_ANSWERS: dict[bytes, bool | None] = {
+    pickle.dumps(value, inmanta_mitogen.dispatch.PICKLE_PROTOCOL): value
+    for value in (None, True, False)
+}
+_COMMON_LENGTH = max(map(len, _COMMON_ANSWERS))
+
+
+def result_of(function: Function, answer: Answer) -> object:
+    """
+    Return the result of a function.
+
+    :param function: The function that was called.
+    :param answer: What came back for it.
+    :raises RemoteException: The function raised, the connection was lost, or the answer can't be
+        read.
+    """
+    if answer.is_dead:
+        raise _unanswered(function, answer.data)
+    data = answer.data
+    if len(data) <= _COMMON_LENGTH and data in _COMMON_ANSWERS:
+        return _COMMON_ANSWERS[data]
+    if data[:1] == inmanta_mitogen.dispatch.UNSENDABLE:
+        raise _no_result(data[1:].decode("utf-8", "replace"))
+    try:
+        result = read_answer(data)
+    except UnreadableError as error:
+        raise _no_result(
+            f"the answer to {function_name(function)} cannot be read: {error}"
+        ) from None
+    if isinstance(result, mitogen.core.CallError):
+        raise _failed(function, result)
+    return result
+
+
+def nonsense(function: Function, what: str) -> RemoteException:
+    """
+    Return the error to raise when a host does not keep to the protocol.
+
+    :param function: The function that was called.
+    :param what: What the host did.
+    """
+    name = function_name(function)
+    return RemoteException(ValueError(f"the host's part in {name} cannot be right: {what}"))
+
+
+def _no_result(reason: str) -> RemoteException:
+    return RemoteException(mitogen.core.ChannelError(bounded_text(reason, _LONGEST_REASON)))
+
+
+def _failed(function: Function, error: mitogen.core.CallError) -> RemoteException:
+    text = _OWN_FRAME.sub("", str(error)).rstrip("\n")
+    error.args = (text,)
+    advice = _advice(function, text)
+    return RemoteException(error, f"{text}\n{advice}") if advice else RemoteException(error)
+
+
+def _advice(function: Function, text: str) -> str:
+    """Return what to do about a remote exception; empty where its text says it."""
+    advice = advice_for(function, text)
+    if advice is None and text.startswith("builtins.SyntaxError: "):
+        return (
+            "The Python on the host does not know a syntax in the file of"
+            f" {function_name(function)}, or in one that it imports: write that for this Python, or"
+            " set python_path to a newer one."
+        )
+    return advice or ""
+
+
+def _unanswered(function: Function, data: bytes) -> RemoteException:
+    told = data[:_LONGEST_REASON].decode("utf-8", "replace")
+    reason = bounded_text(told, _LONGEST_REASON) or "the host's interpreter is gone"
+    if reason.startswith(_mitogen.NO_ROUTE):
+        text = f"the connection was lost before {function_name(function)} was called"
+        return NotDeliveredError(mitogen.core.ChannelError(text))
+    return lost(function, reason)
+
+
+def lost(function: Function, reason: str) -> RemoteException:
+    """
+    Return the error to raise when the connection was lost during a call.
+
+    :param function: The function that was called.
+    :param reason: Why.
+    """
+    text = (
+        f"the connection was lost while {function_name(function)} was called; whether it ran is not"
+        f" known ({reason})"
+    )
+    return RemoteException(mitogen.core.ChannelError(text))
