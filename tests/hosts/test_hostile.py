@@ -295,7 +295,7 @@ def test_the_largest_message_can_be_set(
     with a_proxy("small") as proxy:
         assert len(proxy.remote_call(far_side.large, MIB)) == MIB
         with pytest.raises(RemoteException, match="at most 2097152"):
-            proxy.remote_call(far_side.large, 2 * MIB)
+            proxy.remote_call(far_side.echo, bytes(2 * MIB))
         with pytest.raises(RemoteException, match="connection was lost"):
             proxy.remote_call(hostile_side.announce, 2 * MIB + 1, b"")
     monkeypatch.setenv("INMANTA_MITOGEN_MAX_MESSAGE_SIZE", "10")
