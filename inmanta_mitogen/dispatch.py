@@ -7,7 +7,6 @@ the marks below.
 
 import collections
 import contextlib
-import json
 import os
 import pickle
 import signal
@@ -195,12 +194,10 @@ def _answer(
         data = _encoded(result)
     except Exception as error:
         reason = (
-            "the result of {}.{}, a {}, cannot be sent to the agent ({}: {}): return plain values"
+            f"the result of {module}.{qualname}, a {type(result).__name__}, cannot be sent to the"
+            f" agent ({type(error).__name__}: {error}): return plain values"
         )
-        kinds = type(result).__name__, type(error).__name__
-        return UNSENDABLE + reason.format(module, qualname, *kinds, error).encode(
-            "utf-8", "replace"
-        )
+        return UNSENDABLE + reason.encode("utf-8", "replace")
     return data if len(data) <= PACK else _keep(KEPT, data, econtext)
 
 
@@ -213,7 +210,9 @@ def _keep(kind: bytes, data: bytes, econtext: Any) -> bytes:
 
 def _encoded(result: Any) -> bytes:
     data = pickle.dumps(result, protocol=PICKLE_PROTOCOL)
-    return (_json(result, len(data)) or data) if len(data) > SMALLEST_JSON else data
+    if type(result) in (list, dict) and len(data) > SMALLEST_JSON:
+        return _json(result, len(data)) or data
+    return data
 
 
 def _json(result: object, pickle_size: int) -> bytes:
@@ -238,6 +237,9 @@ def _json(result: object, pickle_size: int) -> bytes:
             break
     if level:
         return b""
+    # Imported late: most answers are small, and the first call would wait for it.
+    import json
+
     try:
         data = JSON_MARK + json.dumps(result, ensure_ascii=False).encode()
     except UnicodeEncodeError:  # lone surrogates
