@@ -25,6 +25,10 @@ def fail(text: str) -> None:
     raise ValueError(text)
 
 
+def is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
 def nap(seconds: float) -> float:
     time.sleep(seconds)
     return seconds

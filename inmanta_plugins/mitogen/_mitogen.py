@@ -66,14 +66,18 @@ def source_for_host(function: Callable[[], None]) -> str:
 
 def prepare_host():  # type: () -> None
     """
-    Prepare a host's importer. Runs on the host, first.
+    Prepare a host's importer and log. Runs on the host, first.
 
     What is called there must be the agent's own version of it, even where the host has one
     installed (mitogen's own overrides can't say that: they would also keep the host from importing
     anything else). And which submodules there are is for the agent to say each time: a list of
-    them, made at first use, would name what others may have.
+    them, made at first use, would name what others may have. At DEBUG, mitogen logs messages with
+    their content, and so a Secret in it.
     """
+    import logging
     import sys
+
+    import mitogen.core
 
     class Anything(object):  # noqa: UP004  # of Python 2 too
         def __contains__(self, name):  # type: (str) -> bool
@@ -86,6 +90,11 @@ def prepare_host():  # type: () -> None
             of_mitogen = package.split(".")[0] == "mitogen"
             return dict.get(self, package, default) if of_mitogen else anything
 
+    def size_only(self):  # type: (Any) -> str
+        return "Message({} bytes)".format(len(self.data))  # noqa: UP032  # of Python 2 too
+
+    mitogen.core.Message.__repr__ = size_only
+    logging.getLogger("mitogen").addFilter(lambda record: "dispatching" not in str(record.msg))
     finders = sys.meta_path  # type: Any
     for finder in finders:
         if type(finder).__module__ == "mitogen.core":

@@ -11,7 +11,12 @@ _ADDRESSES = ("hostname", "container", "image", "pod")
 # The methods that lead to root where no username is set.
 _ROOT_BY_DEFAULT = ("sudo", "su", "doas", "setns")
 
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+# Control characters but for tab and newline, lone surrogates, and what is invisible, ends a line or
+# changes the direction of text.
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff"
+    "\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
 
 
 def bounded_text(text: str, limit: int) -> str:

@@ -457,6 +457,20 @@ def test_a_line_of_the_log_is_bounded_and_cannot_pass_for_another(
         assert "\x1b" not in text
 
 
+@pytest.mark.parametrize(
+    "character",
+    ["\u2028", "\u2029", "\u202e", "\u2066", "\u200b", "\u061c", "\ufeff", "\U000e0041"],
+)
+def test_a_line_of_the_log_holds_nothing_invisible(
+    character: str, hostile: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    line = f"a{character}\x0040\x00text{character}\N{SNOWMAN}".encode()
+    hostile.remote_call(hostile_side.send, mitogen.core.FORWARD_LOG, line)
+    assert hostile.remote_call(far_side.echo) == [[], {}]
+    assert character not in caplog.text
+    assert f"text{ascii(character)[1:-1]}\N{SNOWMAN}" in caplog.text
+
+
 def test_what_a_host_prints_is_bounded(hostile: Proxy, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with a_proxy("printing") as printing:  # told that level when it was connected

@@ -11,10 +11,13 @@ import logging
 import os
 import pathlib
 import subprocess
+import sys
 import tempfile
 import threading
 import traceback
 
+import far_side
+import mitogen.core
 import pytest
 from reach import Context
 
@@ -188,6 +191,23 @@ def test_a_wrong_password_shows_nowhere(
         assert secret not in caplog.text
         assert secret not in "".join(str(vars(record)) for record in caplog.records)
     assert watch.found == set()
+
+
+def test_a_secret_argument_shows_in_no_log_of_mitogens(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    secrets = [mitogen.core.Secret(f"s3cr3t-{number}") for number in range(9)]
+    for name in ("mitogen", "inmanta_plugins"):
+        caplog.set_level(1, logger=name)
+    with Proxy({"method_name": "local", "python_path": [sys.executable]}) as proxy:
+        proxy.remote_call(far_side.nap, 0)
+        for call in (proxy.remote_call, proxy.context.call):
+            call(far_side.is_text, secrets[0])
+            call(far_side.is_text, value=secrets[1])
+        futures = [proxy.submit(far_side.is_text, secret) for secret in secrets]
+        assert all(future.result(60) for future in futures)
+    assert "Dispatcher" in caplog.text
+    assert "s3cr3t" not in caplog.text
 
 
 def test_the_watch_finds_what_shows(tmp_path: pathlib.Path) -> None:
