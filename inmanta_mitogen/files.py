@@ -21,6 +21,9 @@ MAX_SIZE = 1 << 30
 # How many bytes to read at once: larger pieces of memory are each taken from the kernel.
 _BLOCK = 64 << 10
 
+# Up to that size Python's own sha1 is used, in bytes.
+_SMALL = 1 << 20
+
 # Whether hashlib can be told that a sum is for no security.
 _HAS_PURPOSE = sys.version_info >= (3, 9)
 
@@ -34,8 +37,8 @@ def hash_file(path: AnyPath) -> str:
     :return: 40 hexadecimal digits.
     :raises OSError: It can't be read.
     """
-    digest = new_hash()
     with open(native(path), "rb", buffering=0) as file:
+        digest = new_hash(os.fstat(file.fileno()).st_size)
         while True:
             block = file.read(_BLOCK)
             if not block:
@@ -43,11 +46,21 @@ def hash_file(path: AnyPath) -> str:
             digest.update(block)
 
 
-def new_hash() -> "_Hash":
+def new_hash(size: int = sys.maxsize) -> "_Hash":
     """
     Return an empty sha1, also where the host's policy (FIPS 140) does not allow it for security.
+
+    :param size: How many bytes it is for; by default many.
     """
-    # Imported late: it loads OpenSSL, and most calls need no sum.
+    if size <= _SMALL and "hashlib" not in sys.modules:
+        # Not hashlib, which loads OpenSSL: that takes some 5 ms, and is quicker for large contents.
+        try:
+            from _sha1 import sha1  # type: ignore[import-not-found]  # not in typeshed
+
+            digest: _Hash = sha1()
+            return digest
+        except ImportError:  # RHEL's Python has only OpenSSL's
+            pass
     import hashlib
 
     if _HAS_PURPOSE:
