@@ -10,6 +10,7 @@ import os
 import pathlib
 import sys
 import typing
+from typing import Any
 
 import inmanta.agent.cache
 import inmanta.agent.handler
@@ -18,6 +19,7 @@ from inmanta import const
 from pytest_inmanta.plugin import Project
 
 import support
+from inmanta_plugins.mitogen import Proxy
 from pytest_inmanta_mitogen import SshHost, SshHostFactory
 
 NUMBERS = itertools.count()
@@ -265,6 +267,46 @@ def called(ctx: inmanta.agent.handler.HandlerContext) -> list[str]:
     """
     records = [line.to_dict()["kwargs"] for line in ctx.logs]
     return [record["function"] for record in records if "function" in record]
+
+
+def test_the_previous_logger_of_the_proxy_is_known_to_the_handler(agent: Agent) -> None:
+    agent.define()
+    agent.compile(HERE, note("a"))
+    handler = agent.deploy("a")
+    assert handler.proxy_previous_logger is handler.proxy.logger
+
+
+def test_questions_of_a_type_are_sent_along_with_the_first_one(agent: Agent) -> None:
+    agent.define()
+    agent.compile(HERE, note("a"), note("b"), note("c"))
+    for name in "abc":
+        (agent.directory / name).write_text("noted")
+        agent.deploy(name)
+        records = [line.to_dict()["kwargs"] for line in agent.ctx.logs]
+        marks = [record.get("prefetched") for record in records if "function" in record]
+        assert marks == [None, None if name == "a" else True]
+        assert agent.state() is const.ResourceState.deployed
+
+
+def test_an_override_of_get_proxy_may_name_the_context_as_it_likes(agent: Agent) -> None:
+    agent.define()
+    agent.compile(HERE, note("a"))
+    resource = agent.resource("a")
+    handler: Any = agent.project.get_handler(resource, False)
+    asked: list[object] = []
+
+    def get_proxy(via: dict[str, object], hash: str, agent_name: str) -> Proxy:
+        asked.append((via, agent_name))
+        proxy = Proxy(via)
+        proxy.connect()
+        return proxy
+
+    handler.get_proxy = get_proxy
+    ctx = inmanta.agent.handler.HandlerContext(resource)
+    handler.pre(ctx, resource)
+    handler.post(ctx, resource)
+    handler.proxy.disconnect()
+    assert asked == [(resource.via, "here")]
 
 
 # Bounded calls

@@ -2,18 +2,22 @@
 
 import collections.abc
 import concurrent.futures
+import importlib
 import logging
 import os
 import pathlib
+import re
 import signal
 import sys
 import threading
 import time
+from typing import Any
 
 import far_side
 import mitogen.core
 import pytest
 
+import inmanta_mitogen
 import support
 from inmanta_plugins.mitogen import (
     CALL_TIMEOUT_ENV_VAR,
@@ -291,6 +295,101 @@ def test_directories_and_symlinks(proxy: Proxy, tmp_path: pathlib.Path) -> None:
 def test_a_mode_that_is_no_octal_number_is_refused(proxy: Proxy) -> None:
     with pytest.raises(ValueError, match="9z"):
         proxy.chmod("/", "9z")
+
+
+@pytest.mark.parametrize(("mode", "kind"), [(644, TypeError), ("999", ValueError)])
+def test_a_mode_that_is_wrong_is_refused_with_what_is_expected(
+    proxy: Proxy, mode: Any, kind: type[Exception]
+) -> None:
+    with pytest.raises(kind, match=f"octal digits, such as '644' or '4755', not {mode!r}"):
+        proxy.chmod("/", mode)
+
+
+class Spied(Proxy):
+    """Keeps what goes through its remote_call."""
+
+    def remote_call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        self.spied = (function, args, kwargs)
+        return super().remote_call(function, *args, **kwargs)
+
+
+def test_read_run_and_put_are_plain_calls_of_the_published_functions(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "file")
+    with Spied(dict(LOCAL)) as proxy:
+        proxy.put(path, b"content")
+        assert proxy.spied == (inmanta_mitogen.put, (path, b"content"), {})
+        assert proxy.read(path) == "content"
+        assert proxy.spied == (inmanta_mitogen.read, (path,), {})
+        assert proxy.read_binary(path) == b"content"
+        assert proxy.spied == (inmanta_mitogen.read_binary, (path,), {})
+        assert proxy.run("true") == ("", "", 0)
+        assert proxy.spied == (inmanta_mitogen.run, ("true", [], None, None, None), {})
+        proxy.call_timeout = 60.0
+        proxy.run("cat", ["-"], {"A": "b"}, "/", 9, stdin=b"x", max_size=5)
+        assert proxy.spied == (
+            inmanta_mitogen.run,
+            ("cat", ["-"], {"A": "b"}, "/", 9),
+            {"max_size": 5, "stdin": b"x", "call_timeout": 60.0},
+        )
+        monkeypatch.setenv("INMANTA_MITOGEN_MAX_SIZE", "1000")
+        proxy.read(path)
+        assert proxy.spied == (inmanta_mitogen.read, (path,), {"max_size": 1000})
+
+
+def test_tracebacks_show_no_frame_of_this_module_or_of_mitogen(proxy: Proxy) -> None:
+    with pytest.raises(RemoteException) as caught:
+        proxy.remote_call(far_side.fail, "no luck")
+    assert re.findall(r'File "([^"]*)", line \d+, in (.*)', str(caught.value)) == [
+        ("master:far_side.py", "fail")
+    ]
+    with pytest.raises(RemoteException) as caught:
+        proxy.read("/nonexistent")
+    assert "File " not in str(caught.value)
+    assert str(caught.value) == str(caught.value.remote_exception)
+
+
+def test_a_syntax_that_the_hosts_python_does_not_know_is_told(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = support.find_interpreter(3, 9)
+    if old is None:
+        pytest.skip("needs Python 3.9")
+    source = "def f(x):\n    match x:\n        case 1:\n            return 2\n"
+    (tmp_path / "newer.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    function = importlib.import_module("newer").f
+    with (
+        Proxy({**LOCAL, "python_path": [old.path]}) as proxy,
+        pytest.raises(RemoteException, match="does not know a syntax in the file of newer.f"),
+    ):
+        proxy.remote_call(function, 1)
+
+
+@pytest.mark.parametrize("function", [far_side.unsendable, far_side.unreadable])
+def test_a_result_that_cannot_be_pickled_is_a_channel_error(
+    proxy: Proxy, function: collections.abc.Callable[[], object]
+) -> None:
+    with pytest.raises(RemoteException) as caught:
+        proxy.remote_call(function)
+    assert isinstance(caught.value.remote_exception, mitogen.core.ChannelError)
+    assert proxy.remote_call(far_side.echo, 1) == [[1], {}]
+
+
+def test_a_logger_that_raises_does_not_keep_the_interpreter(recorder: Recorder) -> None:
+    before = support.Snapshot.take()
+    proxy = Proxy(dict(LOCAL), logger=recorder)
+    proxy.connect()
+
+    class Raising(Recorder):
+        def _log_msg(self, *args: object, **kwargs: object) -> None:
+            raise OSError("no room for a log")
+
+    proxy.logger = Raising()
+    with pytest.raises(OSError, match="no room"):
+        proxy.disconnect()
+    before.settle()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
