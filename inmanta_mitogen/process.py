@@ -1,7 +1,6 @@
 """Run commands on this host."""
 
 import contextlib
-import errno
 import io
 import math
 import os
@@ -37,22 +36,6 @@ _TICK = 0.1
 _SILENCE = 5.0
 # How long a command may take to end after SIGTERM, and after SIGKILL, in seconds.
 _GRACE = 5.0
-# How much of each stream an error quotes, in bytes.
-_QUOTED = 2000
-
-# The arguments that an error may show: no others, as they may be secret.
-_SUBCOMMANDS = (
-    "build",
-    "container",
-    "image",
-    "install",
-    "network",
-    "pod",
-    "pull",
-    "push",
-    "update",
-)
-_CONTROL = {code: f"\\x{code:02x}" for code in [*range(32), 127] if code not in b"\t\n"}
 
 
 class Output(NamedTuple):
@@ -61,47 +44,6 @@ class Output(NamedTuple):
     stdout: bytes
     stderr: bytes
     returncode: int
-
-
-class CommandTimeoutError(subprocess.TimeoutExpired):
-    """
-    A command did not end in time.
-
-    Its process group got SIGTERM, and SIGKILL five seconds later if it was still there. The text
-    has the command's name, without its arguments as these may be secret, and the last 2,000 bytes
-    of each stream.
-
-    :attr output: All it had printed on standard output; ``stdout`` is the same.
-    :attr stderr: All it had printed on standard error.
-    """
-
-    #: Whether it could not be ended.
-    survived = False
-
-    def __str__(self) -> str:
-        first = f"Command {_title(self.cmd)!r} timed out after {self.timeout:g} seconds"
-        outcome = "it could not be ended and is still running" if self.survived else "it was ended"
-        lines = [f"{first}; {outcome}"]
-        for name, raw in (("stdout", self.output), ("stderr", self.stderr)):
-            if raw:
-                text = raw[-_QUOTED:].decode("utf-8", "backslashreplace").rstrip("\n")
-                cut = "The end of its" if len(raw) > _QUOTED else "Its"
-                lines.append(f"{cut} {name}:\n{text.translate(_CONTROL)}")
-        return "\n".join(lines)
-
-
-def _title(argv: Sequence[AnyPath]) -> str:
-    words = [_text(argv[0])]
-    for argument in map(_text, argv[1:]):
-        if argument not in _SUBCOMMANDS:
-            break
-        words.append(argument)
-    return " ".join(words)
-
-
-def _text(value: AnyPath) -> str:
-    value = os.fspath(value)
-    return value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")
 
 
 def run(
@@ -137,7 +79,7 @@ def run(
     :return: Its standard output, its standard error, and its exit status, or the negative number of
         the signal that ended it. Both texts are UTF-8 without white space around them; U+FFFD
         replaces bytes that are not UTF-8.
-    :raises CommandTimeoutError: It was ended at the timeout.
+    :raises inmanta_mitogen.failures.CommandTimeoutError: It was ended at the timeout.
     :raises FileNotFoundError: The command, what it needs to start, or ``cwd`` is missing; the text
         says which.
     :raises PermissionError: This user may not execute the command or enter ``cwd``.
@@ -178,7 +120,7 @@ def run_raw(
     content = _stdin_bytes(stdin)
     deadline = math.inf if timeout is None else time.monotonic() + timeout
     with _outlived_by_command() as told:
-        process = _start(argv, environment, directory, content is not None, command, cwd)
+        process = _start(argv, environment, directory, content is not None)
         limit = math.inf if max_size is None else max_size
         running = _Command(process, content, deadline, limit, told)
         try:
@@ -187,17 +129,16 @@ def run_raw(
         finally:
             running.leave()
     if running.size > running.max_size:
-        raise OSError(
-            f"The output of {_title(argv)!r} has more than the {max_size} bytes that are accepted,"
-            " and it was ended: have it print less, or raise max_size"
-        )
+        from inmanta_mitogen.failures import too_much_output
+
+        raise too_much_output(argv, max_size)
     stdout, stderr = (buffer.getvalue() for buffer in running.buffers)
     if in_time:
         return Output(stdout, stderr, process.returncode)
+    from inmanta_mitogen.failures import CommandTimeoutError
+
     assert timeout is not None
-    error = CommandTimeoutError([command, *arguments], timeout, stdout, stderr)
-    error.survived = survived
-    raise error
+    raise CommandTimeoutError([command, *arguments], timeout, stdout, stderr, survived)
 
 
 @contextlib.contextmanager
@@ -291,8 +232,6 @@ def _start(
     env: Dict[bytes, bytes],
     directory: Optional[bytes],
     with_stdin: bool,
-    command: AnyPath,
-    cwd: Optional[AnyPath],
 ) -> "subprocess.Popen[bytes]":
     try:
         return subprocess.Popen(
@@ -306,48 +245,9 @@ def _start(
             start_new_session=True,
         )
     except OSError as error:
-        failure = error
-    if directory is not None and cwd is not None:
-        try:
-            os.stat(os.path.join(directory, b"."))
-        except OSError as error:
-            text = f"{error.strerror}: the directory to run {_text(command)!r} in"
-            raise OSError(error.errno, text, _text(cwd)) from failure
-    text = _reason(failure, argv, env, directory)
-    raise OSError(failure.errno, text, _text(command)) from failure
+        from inmanta_mitogen.failures import start_error
 
-
-def _reason(
-    error: OSError, argv: List[bytes], env: Dict[bytes, bytes], directory: Optional[bytes]
-) -> str:
-    # The types know of text alone; get_exec_path takes bytes for bytes.
-    path = [] if b"/" in argv[0] else os.get_exec_path(env)  # type: ignore[arg-type]
-    where = f" on the PATH {os.pathsep.join(map(os.fsdecode, path))}" if path else ""
-    candidates = [
-        os.path.join(directory or b"", os.fsencode(entry), argv[0]) for entry in path or [""]
-    ]
-    found = next(filter(os.path.lexists, candidates), None)
-    if error.errno == errno.ENOENT and found is not None:
-        return (
-            f"The command is there ({_text(found)}), but the interpreter of its first line, or the"
-            " loader of the program, is not"
-        )
-    if error.errno == errno.ENOENT:
-        words = _text(argv[0]).split()
-        if len(words) < 2:
-            return f"No such command{where}"
-        return (
-            "No such command: this is a command with its arguments in one string, pass them as a"
-            f" list, run({words[0]!r}, [...])"
-        )
-    if error.errno == errno.EACCES:
-        return f"Not allowed to execute the command{where}"
-    if error.errno == errno.ENOEXEC:
-        return "Not a program, nor a script with an interpreter (#!) in its first line"
-    if error.errno == errno.E2BIG:
-        size = sum(map(len, argv)) + sum(map(len, env)) + sum(map(len, env.values()))
-        return f"Arguments and environment too large ({size} bytes): use stdin or a file"
-    return f"{error.strerror}, when starting the command"
+        raise start_error(error, argv, env, directory) from error
 
 
 # Follow

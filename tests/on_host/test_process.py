@@ -21,7 +21,8 @@ import pytest
 
 import support
 from inmanta_mitogen import run
-from inmanta_mitogen.process import CommandTimeoutError, decode_output, run_raw
+from inmanta_mitogen.failures import CommandTimeoutError
+from inmanta_mitogen.process import decode_output, run_raw
 
 CHECKOUT = pathlib.Path(__file__).parents[2]
 #: Long enough that only a killed one ends within the test.
@@ -330,7 +331,7 @@ def test_a_timeout_works_for_a_command_that_reads_no_stdin() -> None:
 def test_a_timeout_tells_what_this_user_may_not_kill(tmp_path: pathlib.Path) -> None:
     pid_file = tmp_path / "pid"
     code = (
-        "import os, subprocess; from inmanta_mitogen.process import run\n"
+        "import os, subprocess, inmanta_mitogen.failures; from inmanta_mitogen.process import run\n"
         # A child that is another user's, as a program with set-user-ID would be.
         "start = subprocess.Popen\n"
         "def popen(*args, **kwargs):\n"
@@ -571,7 +572,7 @@ def test_a_timeout_on_a_host_tells_everything_in_its_text(local_context: Callabl
     with pytest.raises(mitogen.core.CallError) as caught:
         local_context(run, "sh", ["-c", "printf '\\377ab'; exec sleep 1000"], timeout=0.5)
     text = str(caught.value)
-    assert text.startswith("inmanta_mitogen.process.CommandTimeoutError: Command 'sh' timed")
+    assert text.startswith("inmanta_mitogen.failures.CommandTimeoutError: Command 'sh' timed")
     assert "\\xffab" in text
 
 
