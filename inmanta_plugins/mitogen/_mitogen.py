@@ -79,6 +79,9 @@ def prepare_host():  # type: () -> None
 
     import mitogen.core
 
+    if sys.version_info < (3, 6):  # noqa: UP036  # that is the question
+        raise ImportError("too old")  # before it waits for modules
+
     class Anything(object):  # noqa: UP004  # of Python 2 too
         def __contains__(self, name):  # type: (str) -> bool
             return True

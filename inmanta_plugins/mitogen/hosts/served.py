@@ -7,6 +7,7 @@ was called on it, what the modules that it got import, and mitogen. Anything els
 
 import functools
 import logging
+import pickle
 import re
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 
 import mitogen.core
 import mitogen.master
+from inmanta_mitogen.dispatch import PICKLE_PROTOCOL
 from inmanta_plugins.mitogen import _mitogen
 from inmanta_plugins.mitogen.hosts import answers, modules
 from inmanta_plugins.mitogen.hosts.modules import Module, lineage
@@ -346,13 +348,17 @@ def _load_module(
 
 
 @functools.lru_cache(maxsize=1024)
-def _packed(module: Module) -> mitogen.core.Blob:
-    return mitogen.core.Blob(zlib.compress(module.sent_source, 9))
+def _packed(module: Module) -> bytes:
+    return zlib.compress(module.sent_source, 9)
 
 
 def _message(content: object, destination: int) -> mitogen.core.Message:
-    return mitogen.core.Message.pickled(
-        content, dst_id=destination, handle=mitogen.core.LOAD_MODULE
+    # Mitogen's own protocol, 2, adds half to what is compressed.
+    return mitogen.core.Message(
+        data=pickle.dumps(content, PICKLE_PROTOCOL),
+        enc=mitogen.core.Message.ENC_PKL,
+        dst_id=destination,
+        handle=mitogen.core.LOAD_MODULE,
     )
 
 
