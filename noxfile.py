@@ -140,20 +140,25 @@ def docs(session: nox.Session) -> None:
         session.run("python", "-m", "sphinx", *options, "docs", f"docs/_build/{builder}")
 
 
-@nox.session(default=False)
+#: The newest supported Python of this machine.
+NEWEST = next((each for each in ("3.13", "3.12") if shutil.which(f"python{each}")), None)
+
+
+@nox.session(default=False, python=NEWEST)
 def peer(session: nox.Session) -> None:
     """The published module that the benchmarks compare with."""
     session.install("-qq", "inmanta-module-mitogen==0.2.5", "-r", "benchmarks/requirements.txt")
 
 
-@nox.session(default=False)
+@nox.session(default=False, python=NEWEST)
 def rivals(session: nox.Session) -> None:
     """Other ways to reach hosts that the benchmarks compare with."""
     session.install("-qq", "execnet>=2,<3", "asyncssh>=2,<3")
 
 
-@nox.session(default=False, requires=["peer", "rivals"])
+@nox.session(default=False, python=NEWEST, requires=["peer", "rivals"])
 def bench(session: nox.Session) -> None:
-    """Measure this module and others, and write docs/benchmarks.md."""
-    session.install("-qq", "-e", ".", "-r", "benchmarks/requirements.txt", "matplotlib")
-    session.run("python", "benchmarks/run.py", *session.posargs)
+    """Measure this module and others, and write docs/benchmarks.md. Arguments are run.py's."""
+    demo = ("-r", "demo/requirements.txt")
+    session.install("-qq", "-e", ".", "-r", "benchmarks/requirements.txt", *demo, "build")
+    session.run("python", "-m", "benchmarks.run", *session.posargs)

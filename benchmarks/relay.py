@@ -1,8 +1,12 @@
 """
 A link with latency, for ssh's ProxyCommand: holds every byte back for a while, each way, and lets
-as many of them through as come.
+as many of them through as come. It counts round trips:
 
-    python relay.py SECONDS HOST PORT
+    python relay.py SECONDS HOST PORT [FILE]
+
+What either end sends depends on all that it got before. So whatever goes out has the number of the
+last answer that was let through, plus one, and an answer has the number of the last that was let
+through to the host. The last answer's number is written to FILE: the round trips so far.
 """
 
 import collections.abc
@@ -13,26 +17,41 @@ import sys
 import threading
 import time
 
-Block = tuple[float, bytes]
+Block = tuple[float, int, bytes]
 
 
-def receive(read: collections.abc.Callable[[], bytes], held: "queue.SimpleQueue[Block]") -> None:
-    while True:
-        block = read()
-        held.put((time.monotonic(), block))
-        if not block:
-            return
+class Direction:
+    """
+    One way of the link.
 
+    :attr trips: The number of the last block that came out.
+    """
 
-def release(
-    held: "queue.SimpleQueue[Block]", seconds: float, write: collections.abc.Callable[[bytes], None]
-) -> None:
-    while True:
-        since, block = held.get()
-        time.sleep(max(0.0, since + seconds - time.monotonic()))
-        if not block:
-            return
-        write(block)
+    def __init__(
+        self,
+        read: collections.abc.Callable[[], bytes],
+        write: collections.abc.Callable[[bytes], None],
+    ) -> None:
+        self._read, self._write = read, write
+        self._held: queue.SimpleQueue[Block] = queue.SimpleQueue()
+        self.trips = 0
+
+    def receive(self, number: collections.abc.Callable[[], int]) -> None:
+        while True:
+            block = self._read()
+            self._held.put((time.monotonic(), number(), block))
+            if not block:
+                return
+
+    def release(self, seconds: float, count: collections.abc.Callable[[int], object]) -> None:
+        while True:
+            since, number, block = self._held.get()
+            time.sleep(max(0.0, since + seconds - time.monotonic()))
+            if not block:
+                return
+            self.trips = max(self.trips, number)
+            count(self.trips)
+            self._write(block)
 
 
 def write_all(block: bytes) -> None:
@@ -42,17 +61,23 @@ def write_all(block: bytes) -> None:
 
 def main() -> None:
     seconds, host, port = float(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    file = os.open(sys.argv[4], os.O_WRONLY | os.O_CREAT) if sys.argv[4:] else None
     with socket.create_connection((host, port)) as link:
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        there: queue.SimpleQueue[Block] = queue.SimpleQueue()
-        back: queue.SimpleQueue[Block] = queue.SimpleQueue()
+        there = Direction(lambda: os.read(0, 1 << 16), link.sendall)
+        back = Direction(lambda: link.recv(1 << 16), write_all)
+
+        def count(trips: int) -> None:
+            if file is not None:
+                os.pwrite(file, b"%9d" % trips, 0)
+
         for target, *args in (
-            (receive, lambda: os.read(0, 1 << 16), there),
-            (receive, lambda: link.recv(1 << 16), back),
-            (release, there, seconds, link.sendall),
+            (there.receive, lambda: back.trips + 1),
+            (back.receive, lambda: there.trips),
+            (there.release, seconds, lambda trips: None),
         ):
             threading.Thread(target=target, args=args, daemon=True).start()
-        release(back, seconds, write_all)
+        back.release(seconds, count)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """
 Measures this module, the published 0.2.5, mitogen itself, execnet, asyncssh and ssh in turn, in one
 run; prints a table and writes docs/benchmarks.md and docs/benchmarks.svg.
-
-BENCH_QUICK=1 does everything once, with small contents: it shows that the benchmarks work.
 """
 
+import argparse
+import collections.abc
 import contextlib
 import datetime
 import functools
@@ -19,33 +19,38 @@ import tempfile
 import time
 import typing
 
-import report
-
+from benchmarks import deployment, report
+from benchmarks.report import ASYNCSSH, EXECNET, MITOGEN, OURS, PUBLISHED, SSH
 from pytest_inmanta_mitogen import SshHost
+from testbed.processes import no_orphans, working_directory
 
 HERE = pathlib.Path(__file__).parent
-QUICK = bool(os.environ.get("BENCH_QUICK"))
-ROUNDS = 1 if QUICK else 5
-CALLS = 20 if QUICK else 500
-IN_FLIGHT = 50 if QUICK else 500
-CONNECTIONS = [1, 2] if QUICK else [1, 10, 50]
-FILES = 5 if QUICK else 200
-SCALE = 100 if QUICK else 1
-SIZES = {"1 kB": 1000, "1 MB": 10**6, "20 MB": 20 * 10**6 // SCALE}
-HUGE = 200 * 10**6 // SCALE
 # Compiled modules are kept, as where this module is installed.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+MB = 10**6
 # Each way; there and back it is twice that.
 LATENCY = 0.025
 
-OURS, PUBLISHED = "this module", "published 0.2.5"
-MITOGEN, EXECNET, ASYNCSSH, SSH = "mitogen", "execnet", "asyncssh", "ssh cat"
+Context = dict[str, typing.Any]
+MODULES = (OURS, PUBLISHED)
+FIRST = ["exists", "stat", "hash", "read 1 kB", "put 1 kB", "run true"]
+SMALL = [*FIRST[:4], "chmod", *FIRST[4:], "call", "mitogen's call", "exists + stat + hash"]
+TYPES = ("fs::File", "files::TextFile", "fs::Symlink")
 
 
-def pythons() -> dict[str, str]:
-    """The interpreters of the environments that nox made."""
-    names = {"ours": "bench", "published": "peer", "others": "rivals"}
-    return {key: str(HERE.parent / ".nox" / name / "bin/python") for key, name in names.items()}
+def python_of(environment: str) -> str:
+    """Return the interpreter of an environment that nox made."""
+    return str(HERE.parent / ".nox" / environment / "bin" / "python")
+
+
+KINDS = {
+    OURS: (python_of("bench"), "inmanta"),
+    PUBLISHED: (python_of("peer"), "inmanta"),
+    MITOGEN: (python_of("bench"), "mitogen"),
+    EXECNET: (python_of("rivals"), "execnet"),
+    ASYNCSSH: (python_of("rivals"), "asyncssh"),
+    SSH: (python_of("rivals"), "ssh"),
+}
 
 
 class Peer:
@@ -53,14 +58,15 @@ class Peer:
     One of those that are compared, in a process of its own.
     """
 
-    def __init__(self, name: str, python: str, kind: str) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
+        python, kind = KINDS[name]
         self._process = subprocess.Popen(
             [python, str(HERE / "subject.py"), kind],
             env=ENVIRONMENT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL if not os.environ.get("BENCH_DEBUG") else None,
+            stderr=None if os.environ.get("BENCH_DEBUG") else subprocess.DEVNULL,
             text=True,
             cwd=tempfile.gettempdir(),  # where no module of the checkout is found
         )
@@ -79,238 +85,277 @@ class Peer:
         self._process.communicate(timeout=60)
 
 
-class Bench:
-    def __init__(self, host: SshHost, directory: pathlib.Path, stack: contextlib.ExitStack) -> None:
-        self.host = host
-        self.directory = directory
-        self.figures = report.Figures()
-        python = pythons()
-        kinds = {
-            OURS: (python["ours"], "inmanta"),
-            PUBLISHED: (python["published"], "inmanta"),
-            MITOGEN: (python["ours"], "mitogen"),
-            EXECNET: (python["others"], "execnet"),
-            ASYNCSSH: (python["others"], "asyncssh"),
-            SSH: (python["others"], "ssh"),
-        }
-        self.peers = {name: Peer(name, *kind) for name, kind in kinds.items()}
-        for peer in self.peers.values():
-            stack.callback(peer.end)
+@contextlib.contextmanager
+def started(name: str) -> collections.abc.Iterator[Peer]:
+    peer = Peer(name)
+    try:
+        yield peer
+    finally:
+        peer.end()
 
-    def measure(
-        self, place: str, figure: str, name: str, do: str, **arguments: typing.Any
-    ) -> typing.Any:
-        answer = self.peers[name].ask(do, **arguments)
-        if isinstance(answer, dict) and "error" in answer:
-            self.figures.fail(place, figure, name, answer["error"])
-        elif isinstance(answer, dict):
-            for key, value in answer.items():
-                self.figures.add(place, f"{figure}: {key}" if key else figure, name, value)
-        else:
+
+class Bench:
+    """
+    The parts, each a method, and what they measured.
+    """
+
+    def __init__(
+        self, host: SshHost, directory: pathlib.Path, stack: contextlib.ExitStack, quick: bool
+    ) -> None:
+        self.host, self.directory, self.quick = host, directory, quick
+        self.rounds = 1 if quick else 3
+        self.scale = 100 if quick else 1
+        self.figures = report.Figures()
+        self.peers = {name: stack.enter_context(started(name)) for name in KINDS}
+        self.known = str(directory / "known")
+        pathlib.Path(self.known).write_text("x" * 1000)
+
+    def note(self, place: str, figure: str, name: str, answer: typing.Any) -> None:
+        if not isinstance(answer, dict):
             self.figures.add(place, figure, name, answer)
-        return answer
+        elif "error" in answer:
+            self.figures.fail(place, figure, name, answer["error"])
+        else:
+            for key, value in answer.items():
+                shown = ": ".join(filter(None, (figure, key)))
+                self.figures.add(place, shown, name, value)
+
+    def measure(self, place: str, figure: str, name: str, do: str, **arguments: object) -> None:
+        self.note(place, figure, name, self.peers[name].ask(do, **arguments))
 
     def path(self, name: str, what: str) -> str:
         return str(self.directory / f"{name.split()[0]}-{what}".replace(" ", "-"))
 
-    # What is measured
+    def local(self) -> Context:
+        return {"method_name": "local", "name": "here", "python_path": self.host.python_path}
 
-    def contexts(self) -> dict[str, dict[str, typing.Any]]:
-        python = self.host.python_path
-        places = {
-            "local": {"method_name": "local", "name": "here", "python_path": python},
-            "ssh": self.host.serialized(),
-            "ssh, compression off": self.host.serialized(compression=False),
-        }
-        if os.geteuid() == 0 and shutil.which("sudo"):
-            sudo = {"method_name": "sudo", "name": "root", "python_path": python}
-            places["sudo via ssh"] = {**sudo, "via": self.host.serialized()}
+    def distant(self, seconds: float, *counter: str) -> Context:
+        """Return the context of the host behind a relay that may count round trips."""
+        command = " ".join([deployment.relay(seconds), *counter])
+        args = ["-F", "/dev/null", "-o", f"ProxyCommand={command}"]
+        return self.host.serialized(ssh_args=args, compression=False)
+
+    # The parts
+
+    def round_trips(self) -> None:
+        """Round trips of each operation, counted."""
+        for attempt in range(self.rounds):
+            for name in MODULES:
+                counter = Counter(self.directory / f"trips-{attempt}-{name.split()[0]}")
+                context = self.distant(LATENCY, str(counter.path))
+                with started(name) as peer:
+                    self._count(peer, counter, context)
+            with started(MITOGEN) as peer:
+                counter = Counter(self.directory / f"trips-{attempt}-mitogen")
+                context = self.distant(LATENCY, str(counter.path))
+                for figure, do, arguments in (
+                    ("connect", "open", {"context": context}),
+                    ("first call", "first_call", {}),
+                ):
+                    self._trips(peer, counter, figure, do, **arguments)
+
+    def _trips(
+        self, peer: Peer, counter: "Counter", figure: str, do: str, **arguments: object
+    ) -> None:
+        before = counter.settled()
+        answer = peer.ask(do, **arguments)
+        if isinstance(answer, dict) and "error" in answer:
+            self.figures.fail(report.TRIPS, figure, peer.name, answer["error"])
         else:
-            self.figures.skipped.append("sudo via ssh: needs root and sudo")
-        return places
+            self.figures.add(report.TRIPS, figure, peer.name, counter.read() - before)
 
-    def modules(self, place: str, context: dict[str, typing.Any]) -> None:
-        for name in (OURS, PUBLISHED):
-            measure = functools.partial(self.measure, place, name=name)
-            measure("connect, the first", do="open", key="a", context=context)
-            measure("first call, on the first", do="first_call", key="a")
-            measure("connect, the second", do="open", key="b", context=context)
-            measure("first call, on the second", do="first_call", key="b")
-            self.peers[name].ask("shut", key="b")
-            measure("call", do="call", key="a", count=CALLS)
-            measure(f"{IN_FLIGHT} calls, one by one", do="one_by_one", key="a", count=IN_FLIGHT)
-            if name == OURS:
-                for _ in range(3):
-                    figure = f"{IN_FLIGHT} calls, in flight"
-                    measure(figure, do="in_flight", key="a", count=IN_FLIGHT)
-            measure("run true, the first", do="run_true", key="a")
-            measure("run true", do="run_true", key="a")
-            measure("exists + stat + hash", do="trio", key="a")
-            for label, size in SIZES.items():
-                if label == "1 kB":
-                    path = self.path(name, "first")
-                    measure("put 1 kB, the first", do="put", key="a", path=path, size=size)
-                if name == PUBLISHED and label == "20 MB" and "off" in place:
-                    continue  # to spare time: nothing is compared with it
-                path = self.path(name, label)
-                measure(f"put {label}", do="put", key="a", path=path, size=size)
-                measure(f"read {label}", do="read", key="a", path=path, size=size)
-            self.peers[name].ask("shut", key="a")
-        self.measure(place, "connect, the first", MITOGEN, "open", context=context)
+    def _count(self, peer: Peer, counter: "Counter", context: Context) -> None:
+        trips = functools.partial(self._trips, peer, counter)
+        trips("connect", "open", key="a", context=context)
+        for what in ["exists", *SMALL]:
+            figure = what if counter.seen(what) or what != "exists" else "first call"
+            trips(figure, "small", key="a", what=what, path=self.known, count=1)
+        peer.ask("shut", key="a")
+        for kind in TYPES:
+            paths = [
+                str(self.directory / f"{counter.path.name}-{kind.replace(':', '')}-{number}")
+                for number in range(2)
+            ]
+            # The first of each two is what the agent learns from.
+            for what in ("new", "converged"):
+                peer.ask("deploy", type=kind, path=paths[0], context=context)
+                trips(f"{what} {kind}", "deploy", type=kind, path=paths[1], context=context)
 
-    def others(self, place: str, context: dict[str, typing.Any]) -> None:
-        python = self.host.python_path[0]
-        spec = f"popen//python={python}"
-        names = [EXECNET]
+    def cold(self) -> None:
+        """The first connection of a process, and the first of each operation."""
+        places = {"local": self.local(), "ssh": self.host.serialized()}
+        for _ in range(2 if self.quick else 10):
+            for place, context in places.items():
+                for name in (*MODULES, MITOGEN):
+                    with started(name) as peer:
+                        arguments = {"context": context, "path": self.known, "operations": FIRST}
+                        self.note(f"{place}, new process", "", name, peer.ask("cold", **arguments))
+        for _ in range(self.rounds * 3):
+            for name in MODULES:
+                command = [KINDS[name][0], str(HERE / "subject.py"), "import"]
+                options: dict[str, typing.Any] = {"env": ENVIRONMENT, "cwd": "/"}
+                done = subprocess.run(command, check=True, capture_output=True, **options)
+                seconds = json.loads(done.stdout)["seconds"]
+                self.figures.add("agent", "import, beyond inmanta and mitogen", name, seconds)
+
+    def small(self) -> None:
+        """The operations that handlers use all the time, on a connection that is up."""
+        for place, context in (("local", self.local()), ("ssh", self.host.serialized())):
+            for name in MODULES:
+                self.peers[name].ask("open", key="a", context=context)
+            for what in SMALL:
+                for _ in range(3 if self.quick else 12):
+                    for name in MODULES:
+                        arguments = {"key": "a", "what": what, "path": self.known, "count": 25}
+                        self.measure(place, what, name, "small", **arguments)
+            for name in MODULES:
+                self.peers[name].ask("shut", key="a")
+
+    def transfers(self) -> None:
+        """Large contents, and large answers."""
+        places = {
+            "local": self.local(),
+            "ssh": self.host.serialized(),
+            report.PLAIN_SSH: self.host.serialized(compression=False),
+        }
+        sizes = {"1 MB": MB // self.scale, "20 MB": 20 * MB // self.scale}
+        for _ in range(self.rounds):
+            for place, context in places.items():
+                for name in MODULES:
+                    self.peers[name].ask("open", key="a", context=context)
+                    self._put_and_read(place, name, sizes, key="a")
+                    count = 20_000 // self.scale
+                    self.measure(
+                        place, "answer of 20,000 dicts", name, "answer", key="a", count=count
+                    )
+                    self.peers[name].ask("shut", key="a")
+                self._others(place, context, sizes)
+        self._huge(report.PLAIN_SSH, places[report.PLAIN_SSH])
+
+    def _put_and_read(
+        self, place: str, name: str, sizes: dict[str, int], **arguments: object
+    ) -> None:
+        for label, size in sizes.items():
+            more = {"path": self.path(name, label), "size": size, **arguments}
+            self.measure(place, f"put {label}", name, "put", **more)
+            self.measure(place, f"read {label}", name, "read", **more)
+
+    def _others(self, place: str, context: Context, sizes: dict[str, int]) -> None:
+        spec = f"popen//python={self.host.python_path[0]}"
         if place != "local":
             options = f"-F /dev/null -p {self.host.port} -i {self.host.identity_file}"
             options += " -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
             options += " -o LogLevel=ERROR" + (" -C" if place == "ssh" else "")
-            spec = f"ssh={options} {self.host.username}@127.0.0.1//python={python}"
-            names.append(ASYNCSSH)
-        for name in names:
-            how = {"spec": spec} if name == EXECNET else {"context": context}
-            self.measure(place, "connect, the first", name, "open", **how)
-            self.measure(place, "call: call", name, "call")
-            for label, size in SIZES.items():
-                path = self.path(name, label)
-                self.measure(place, f"put {label}", name, "put", path=path, size=size)
-                self.measure(place, f"read {label}", name, "read", path=path, size=size)
-            self.peers[name].ask("close")
+            address = f"{self.host.username}@{self.host.hostname}"
+            spec = f"ssh={options} {address}//python={self.host.python_path[0]}"
+        for name in (EXECNET, ASYNCSSH):
+            if name == EXECNET or place != "local":
+                how = {"spec": spec} if name == EXECNET else {"context": context}
+                self.peers[name].ask("open", **how)
+                self._put_and_read(place, name, sizes)
+                self.peers[name].ask("close")
+        if place == report.PLAIN_SSH:
+            source, target = self.path(OURS, "20 MB"), self.path(SSH, "20 MB")
+            self.measure(place, "put 20 MB", SSH, "put", context=context, local=source, path=target)
+            size = sizes["20 MB"]
+            self.measure(place, "read 20 MB", SSH, "read", context=context, path=target, size=size)
 
-    def floor(self, place: str, context: dict[str, typing.Any]) -> None:
-        source = self.path(OURS, "20 MB")
-        target = self.path(SSH, "20 MB")
-        self.measure(place, "connect, the first", SSH, "true", context=context)
-        self.measure(place, "put 20 MB", SSH, "put", context=context, local=source, path=target)
-        size = SIZES["20 MB"]
-        self.measure(place, "read 20 MB", SSH, "read", context=context, path=target, size=size)
-
-    def huge(self, place: str, context: dict[str, typing.Any], rounds: int) -> None:
+    def _huge(self, place: str, context: Context) -> None:
         source, target = self.path("huge", "source"), self.path("huge", "target")
         with open(source, "wb") as file:
-            file.truncate(HUGE)
-        for _ in range(rounds):
+            file.truncate(report.HUGE // self.scale)
+        for _ in range(self.rounds):
             self.peers[OURS].ask("open", key="a", context=context)
             ask = functools.partial(self.measure, place, name=OURS, do="extra_memory", key="a")
-            ask("put_file 200 MB", what="put_file", local=source, path=target)
-            ask("get_file 200 MB", what="get_file", path=target, local=source)
+            ask(report.PUT_HUGE, what="put_file", local=source, path=target)
+            ask(report.GET_HUGE, what="get_file", path=target, local=source)
             self.peers[OURS].ask("shut", key="a")
-        for name in (OURS, PUBLISHED):
+        for name in MODULES:
             self.peers[name].ask("open", key="a", context=context)
             ask = functools.partial(self.measure, place, name=name, do="extra_memory", key="a")
-            for label, size in (("20 MB", SIZES["20 MB"]), ("200 MB", HUGE)):
-                ask(f"put {label}, memory", what="put", path=target, size=size)
-                if os.path.getsize(target) == size:
-                    ask(f"read {label}, memory", what="read", path=target, size=size)
-            self.peers[name].ask("shut", key="a")
-        os.unlink(source)
-        os.unlink(target)
-
-    def connections(self, place: str, context: dict[str, typing.Any]) -> None:
-        for count in CONNECTIONS:
-            for threads in (1, 8):
-                if count == 1 and threads > 1:
-                    continue
-                how = "one by one" if threads == 1 else f"from {threads} threads"
-                for name in (OURS, PUBLISHED):
-                    figure = f"{count} connections {how}, each"
-                    arguments = {"context": context, "count": count, "threads": threads}
-                    self.measure(place, figure, name, "many", **arguments)
-
-    def slow_link(self) -> None:
-        relay = f"{sys.executable} {HERE / 'relay.py'} {LATENCY} %h %p"
-        place = f"ssh, {2 * LATENCY * 1000:.0f} ms there and back"
-        args = ["-F", "/dev/null", "-o", f"ProxyCommand={relay}"]
-        context = self.host.serialized(ssh_args=args, compression=False)
-        for name in (OURS, PUBLISHED):
-            measure = functools.partial(self.measure, place, name=name)
-            measure("connect, the first", do="open", key="a", context=context)
-            measure("first call, on the first", do="first_call", key="a")
-            measure("exists + stat + hash", do="trio", key="a")
-            measure("50 calls, one by one", do="one_by_one", key="a", count=50)
-            if name == OURS:
-                measure(f"{IN_FLIGHT} calls, in flight", do="in_flight", key="a", count=IN_FLIGHT)
-            for label, size in SIZES.items():
-                path = self.path(name, "slow " + label)
-                measure(f"put {label}", do="put", key="a", path=path, size=size)
-                measure(f"read {label}", do="read", key="a", path=path, size=size)
+            size = 20 * MB // self.scale
+            ask("put 20 MB, memory", what="put", path=target, size=size)
+            ask("read 20 MB, memory", what="read", path=target, size=size)
             self.peers[name].ask("shut", key="a")
 
-    def imports(self) -> None:
-        python = pythons()
-        for _ in range(ROUNDS):
-            for name, key in ((OURS, "ours"), (PUBLISHED, "published")):
-                command = [python[key], str(HERE / "subject.py"), "import"]
-                done = subprocess.run(
-                    command, check=True, capture_output=True, cwd="/", env=ENVIRONMENT
+    def connections(self) -> None:
+        """Many calls and many connections, near and far."""
+        many, count = 500 // min(self.scale, 10), 2 if self.quick else 20
+        far = f"ssh, {2 * LATENCY * 1000:.0f} ms there and back"
+        for place, context in (("ssh", self.host.serialized()), (far, self.distant(LATENCY))):
+            for name in MODULES:
+                self.measure(place, "connect", name, "open", key="a", context=context)
+                self.measure(place, "connect once more", name, "open", key="b", context=context)
+                self.measure(
+                    place, f"{many // 10} calls", name, "one_by_one", key="a", count=many // 10
                 )
-                seconds = json.loads(done.stdout)["seconds"]
-                self.figures.add("agent", "import, beyond inmanta and mitogen", name, seconds)
+                if name == OURS:
+                    figure = f"{many} calls in flight"
+                    self.measure(place, figure, name, "in_flight", key="a", count=many)
+                for key in "ab":
+                    self.peers[name].ask("shut", key=key)
+                arguments = {"context": context, "count": count, "threads": 8}
+                self.measure(place, f"{count} connections, each", name, "many", **arguments)
 
-    def deploys(self) -> None:
-        python = pythons()
-        for name, key in ((OURS, "ours"), (PUBLISHED, "published")):
-            module = self.directory / f"module-{key}"
-            files = self.directory / f"files-{key}"
-            for directory in (module / "model", module / "tests", files):
-                directory.mkdir(parents=True)
-            (module / "module.yml").write_text("name: bench\nversion: 1.0\nlicense: none\n")
-            (module / "model" / "_init.cf").write_text("")
-            shutil.copy(HERE / "deploy.py", module / "tests" / "test_deploy.py")
-            result = self.directory / f"result-{key}"
-            via = self.host.model()
-            job = {"directory": str(files), "count": FILES, "result": str(result), "via": via}
-            done = subprocess.run(
-                [python[key], "-m", "pytest", "-q", "tests"],
-                cwd=module,
-                env=ENVIRONMENT
-                | {"BENCH_DEPLOY": json.dumps(job), "INMANTA_PIP_USE_SYSTEM_CONFIG": "true"},
-                capture_output=True,
-                text=True,
-            )
-            figure = f"deploy {FILES} fs::File"
-            if done.returncode:
-                lines = done.stdout.strip().splitlines() or [done.stderr]
-                self.figures.fail("ssh", figure, name, lines[-1])
-            else:
-                self.figures.add("ssh", figure, name, json.loads(result.read_text()))
+    def orchestrator(self) -> None:
+        """Real orchestrators, one with each module, that deploy files through sudo over ssh."""
+        if os.geteuid() or not shutil.which("sudo"):
+            self.figures.skipped.append("orchestrator: needs root and sudo")
+            return
+        versions = {OURS: None, PUBLISHED: "0.2.5"}
+        with contextlib.ExitStack() as stack:
+            directory = stack.enter_context(working_directory())
+            stack.enter_context(no_orphans())
+            running = {}
+            for number, (name, version) in enumerate(versions.items()):
+                own = directory / str(number)
+                own.mkdir(mode=0o755)
+                running[name] = stack.enter_context(
+                    deployment.Orchestration(own, self.host, version)
+                )
+            for hosts, files in ((2, 3),) if self.quick else ((4, 50), (40, 3)):
+                for seconds in (0.0, LATENCY):
+                    far = f"{2 * seconds * 1000:.0f} ms"
+                    place = f"orchestrator, {hosts} hosts x {files} files, {far}"
+                    relay = deployment.relay(seconds) if seconds else None
+                    job = deployment.Job(hosts, files, relay)
+                    for name in MODULES:
+                        print(f"  {place}, {name}", file=sys.stderr, flush=True)
+                        self.note(place, "", name, running[name].measure(job))
 
-    def run(self) -> None:
-        places = self.contexts()
-        for number in range(ROUNDS):
-            for place, context in places.items():
-                print(f"round {number + 1} of {ROUNDS}: {place}", file=sys.stderr, flush=True)
-                self.modules(place, context)
-                if not place.startswith("sudo"):
-                    self.others(place, context)
-                if "off" in place:
-                    self.floor(place, context)
-        print("large contents", file=sys.stderr, flush=True)
-        self.huge("ssh, compression off", places["ssh, compression off"], ROUNDS)
-        print("many connections", file=sys.stderr, flush=True)
-        self.connections("ssh", places["ssh"])
-        print("a slow link", file=sys.stderr, flush=True)
-        self.slow_link()
-        print("imports and deploys", file=sys.stderr, flush=True)
-        self.imports()
-        self.deploys()
 
-    def profiles(self, missed: list[report.Target]) -> dict[str, str]:
-        """Where the time goes in what did not reach its target."""
-        profiles = {}
-        for target in missed:
-            context = self.contexts().get(target.place)
-            if context is None or not target.profile:
-                continue
-            self.peers[OURS].ask("open", key="p", context=context)
-            arguments = dict(target.profile)
-            if arguments["figure"] in ("put", "read"):
-                arguments["path"] = self.path(OURS, "20 MB")
-            answer = self.peers[OURS].ask("profile", key="p", **arguments)
-            profiles[target.title] = answer if isinstance(answer, str) else json.dumps(answer)
-            self.peers[OURS].ask("shut", key="p")
-        return profiles
+class Counter:
+    """
+    The round trips that a relay counted.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        self._seen: set[str] = set()
+
+    def read(self) -> int:
+        return int(self.path.read_text()) if self.path.exists() else 0
+
+    def settled(self) -> int:
+        # What comes late of one operation is not to be counted to the next.
+        time.sleep(4 * LATENCY)
+        return self.read()
+
+    def seen(self, what: str) -> bool:
+        """Return whether this was asked before."""
+        before = what in self._seen
+        self._seen.add(what)
+        return before
+
+
+PARTS: dict[str, collections.abc.Callable[[Bench], None]] = {
+    "round-trips": Bench.round_trips,
+    "cold": Bench.cold,
+    "small": Bench.small,
+    "connections": Bench.connections,
+    "transfers": Bench.transfers,
+    "orchestrator": Bench.orchestrator,
+}
 
 
 def machine() -> str:
@@ -324,21 +369,26 @@ def machine() -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="make bench BENCH_ARGS=...", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="only these parts, and no page")
+    parser.add_argument("--quick", action="store_true", help="all of it once, small, and no page")
+    arguments = parser.parse_args()
     before, start = machine(), time.monotonic()
     with contextlib.ExitStack() as stack:
         host = stack.enter_context(SshHost(config=["Subsystem sftp internal-sftp"]))
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))
-        bench = Bench(host, pathlib.Path(directory), stack)
-        bench.run()
-        targets = report.targets(bench.figures, IN_FLIGHT, HUGE)
-        profiles = bench.profiles([target for target in targets if not target.met])
-    minutes = (time.monotonic() - start) / 60
-    text = report.as_text(bench.figures, targets)
-    print(text)
-    if QUICK:
-        return
-    about = f"{before}; it took {minutes:.0f} minutes, medians of {ROUNDS} rounds in turn"
-    report.write(pathlib.Path("docs"), bench.figures, targets, profiles, about)
+        bench = Bench(host, pathlib.Path(directory), stack, arguments.quick)
+        for name in arguments.only or PARTS:
+            begin = time.monotonic()
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            PARTS[name](bench)
+            print(f"{name}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+    print(report.as_text(bench.figures))
+    if not arguments.only and not arguments.quick:
+        minutes = (time.monotonic() - start) / 60
+        report.write(
+            pathlib.Path("docs"), bench.figures, f"{before}; it took {minutes:.0f} minutes"
+        )
 
 
 if __name__ == "__main__":

@@ -37,16 +37,14 @@ def _numbers(count: int) -> collections.abc.Iterator[int]:
     return (source.getrandbits(512) for _ in range(count))
 
 
+def memory(field: str) -> int:
+    with open("/proc/self/status") as status:
+        lines = dict(line.split(":", 1) for line in status)
+    return int(lines[field].split()[0]) * 1024
+
+
 def peak_memory() -> int:
-    with open("/proc/self/status") as status:
-        lines = dict(line.split(":", 1) for line in status)
-    return int(lines["VmHWM"].split()[0]) * 1024
-
-
-def memory() -> int:
-    with open("/proc/self/status") as status:
-        lines = dict(line.split(":", 1) for line in status)
-    return int(lines["VmRSS"].split()[0]) * 1024
+    return memory("VmHWM")
 
 
 def forget_peak_memory() -> int:
@@ -119,19 +117,95 @@ class Inmanta(Subject):
         for key in list(self._proxies):
             self.shut(key)
 
-    def first_call(self, key: str) -> float:
-        return timed(lambda: self._proxies[key].file_exists("/etc/passwd"))
+    # One operation, also by its name in `small` and `cold`
 
-    def call(self, key: str, count: int) -> dict[str, float]:
-        """One call, and the same with mitogen itself on the same connection, in turn."""
+    def operation(self, proxy: typing.Any, what: str, path: str) -> object:
+        """
+        :param path: A file that is there, of 1 kB.
+        """
+        if what == "call":
+            return proxy.remote_call(os.path.exists, path)
+        if what == "mitogen's call":
+            return proxy.context.call(os.path.exists, path)
+        if what == "put 1 kB":
+            return proxy.put(f"{path}.put", self.content(1000))
+        if what == "run true":
+            return proxy.run("true")
+        if what == "chmod":
+            return proxy.chmod(path, "644")
+        if what == "exists + stat + hash":
+            return [self.operation(proxy, each, path) for each in what.split(" + ")]
+        names = {"exists": "file_exists", "stat": "file_stat", "hash": "hash_file"}
+        return getattr(proxy, names.get(what, what.split()[0]))(path)
+
+    def small(self, key: str, what: str, path: str, count: int) -> float:
+        """The median of an operation that is done time and again."""
         proxy = self._proxies[key]
-        context = proxy.context
-        path = "/etc/passwd"
-        ours, bare = [], []
-        for _ in range(count):
-            ours.append(timed(lambda: proxy.remote_call(os.path.exists, path)))
-            bare.append(timed(lambda: context.call(os.path.exists, path)))
-        return {"call": statistics.median(ours), "bare": statistics.median(bare)}
+        return statistics.median(
+            timed(lambda: self.operation(proxy, what, path)) for _ in range(count)
+        )
+
+    def cold(self, context: Context, path: str, operations: list[str]) -> dict[str, float]:
+        """The first connection of a process, and the first of each operation."""
+        times = {"connect": self.open("cold", context)}
+        for what in operations:
+            times[f"first {what}"] = self.small("cold", what, path, 1)
+        return {"connect and all the first operations": sum(times.values()), **times}
+
+    # Resources
+
+    def deploy(self, type: str, path: str, context: Context) -> float:
+        """Have the handler of a resource deploy it, as an agent does."""
+        resource, handler = self._resource(type, path, context)
+        ctx = self._handlers.HandlerContext(resource)
+        seconds = timed(lambda: handler.execute(ctx, resource, False))
+        self._proxies[f"of {type}"] = handler.proxy
+        assert ctx.status == "deployed", [str(log) for log in ctx.logs]
+        return seconds
+
+    def _resource(self, type: str, path: str, context: Context) -> tuple[typing.Any, typing.Any]:
+        import asyncio
+        import hashlib
+        import importlib
+        import types
+
+        import inmanta.agent.cache
+        import inmanta.agent.handler
+        import inmanta.resources
+
+        if not hasattr(self, "_cache"):
+            self._handlers = inmanta.agent.handler
+            self._cache = inmanta.agent.cache.AgentCache()
+            importlib.import_module("inmanta_plugins.fs.resources")
+            importlib.import_module("inmanta_plugins.files.text")
+            self._agent: typing.Any = types.SimpleNamespace(eventloop=asyncio.new_event_loop())
+        digest = hashlib.sha1(b"content").hexdigest()
+        key, more = ("dst", {"src": "/etc"}) if type == "fs::Symlink" else ("path", {})
+        fields: dict[str, object] = {
+            "id": f"{type}[there,{key}={path}],v=1",
+            key: path,
+            "via": context,
+            **more,
+            "content": "content",
+            "hash": digest,
+            "permissions": 644,
+            "owner": None,
+            "group": None,
+            "managed": True,
+            "purged": False,
+            "purge_on_delete": False,
+            "requires": [],
+            "send_event": False,
+            "receive_events": False,
+        }
+        resource = inmanta.resources.Resource.deserialize(fields)
+        handler: typing.Any = self._handlers.Commander.get_provider(self._agent, resource)
+        handler.set_cache(self._cache)
+        handler.get_file = {digest: b"content"}.get
+        handler.stat_file = lambda digest: True
+        return resource, handler
+
+    # Many calls, large contents, many connections
 
     def one_by_one(self, key: str, count: int) -> float:
         proxy = self._proxies[key]
@@ -146,19 +220,6 @@ class Inmanta(Subject):
 
         return timed(all_at_once)
 
-    def run_true(self, key: str) -> float:
-        return timed(lambda: self._proxies[key].run("true"))
-
-    def trio(self, key: str) -> float:
-        proxy = self._proxies[key]
-
-        def look() -> None:
-            proxy.file_exists("/etc/passwd")
-            proxy.file_stat("/etc/passwd")
-            proxy.hash_file("/etc/passwd")
-
-        return timed(look)
-
     def put(self, key: str, path: str, size: int) -> float:
         content = self.content(size)
         return timed(lambda: self._proxies[key].put(path, content))
@@ -168,6 +229,18 @@ class Inmanta(Subject):
         seconds = timed(lambda: content.append(self._proxies[key].read_binary(path)))
         assert len(content[0]) == size
         return seconds
+
+    def answer(self, key: str, count: int) -> dict[str, float]:
+        """A large structured answer, and the same as mitogen itself sends it."""
+        proxy = self._proxies[key]
+        arguments = (json.loads, json.dumps([{"name": f"n{n}", "size": n} for n in range(count)]))
+        results: list[object] = []
+        times = {
+            "": timed(lambda: results.append(proxy.remote_call(*arguments))),
+            "mitogen's own": timed(lambda: results.append(proxy.context.call(*arguments))),
+        }
+        assert results[0] == results[1]
+        return times
 
     def put_file(self, key: str, local: str, path: str) -> float:
         return timed(lambda: self._proxies[key].put_file(local, path))
@@ -181,7 +254,8 @@ class Inmanta(Subject):
             self.content(arguments["size"])
         call = self._proxies[key].remote_call
         source = "/proc/self/status"
-        there = self._peak_there(call, source, forget=True)
+        call(self._module.put, "/proc/self/clear_refs", b"5")
+        there = self._peak_there(call, source)
         here = forget_peak_memory()
         seconds = getattr(self, what)(key, **arguments)
         return {
@@ -190,32 +264,13 @@ class Inmanta(Subject):
             "there": self._peak_there(call, source) - there,
         }
 
-    def _peak_there(self, call: typing.Any, source: str, forget: bool = False) -> int:
-        if forget:
-            call(self._module.put, "/proc/self/clear_refs", b"5")
+    def _peak_there(self, call: typing.Any, source: str) -> int:
         text = call(self._module.read, source)
         return int(text.split("VmHWM:")[1].split()[0]) * 1024
 
-    def profile(self, key: str, figure: str, times: int, **arguments: typing.Any) -> str:
-        """Where the time of a figure goes, on this side, all threads included."""
-        import cProfile
-        import io
-        import pstats
-
-        measure = getattr(self, figure)
-        measure(key, **arguments)
-        profile = cProfile.Profile()
-        profile.enable()
-        for _ in range(times):
-            measure(key, **arguments)
-        profile.disable()
-        text = io.StringIO()
-        pstats.Stats(profile, stream=text).strip_dirs().sort_stats("tottime").print_stats(12)
-        return text.getvalue().strip()
-
     def many(self, context: Context, count: int, threads: int) -> dict[str, float]:
         """Connections with a call each: seconds and memory, of each."""
-        before = memory()
+        before = memory("VmRSS")
         proxies = [self._proxy(context) for _ in range(count)]
 
         def start(proxy: typing.Any) -> None:
@@ -224,7 +279,7 @@ class Inmanta(Subject):
 
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
             seconds = timed(lambda: list(pool.map(start, proxies)))
-            grown = memory() - before
+            grown = memory("VmRSS") - before
             list(pool.map(lambda proxy: proxy.disconnect(best_effort=True), proxies))
         return {"seconds": seconds / count, "memory": grown / count}
 
@@ -237,15 +292,21 @@ class Mitogen(Subject):
     def open(self, context: Context) -> float:
         import mitogen.master
 
-        broker = mitogen.master.Broker(install_watcher=False)
-        router = mitogen.master.Router(broker)
+        self._broker = mitogen.master.Broker(install_watcher=False)
+        router = mitogen.master.Router(self._broker)
         start = now()
-        try:
-            self._connect(router, context)
-            return now() - start
-        finally:
-            broker.shutdown()
-            broker.join()
+        self._context = self._connect(router, context)
+        return now() - start
+
+    def first_call(self) -> float:
+        return timed(lambda: self._context.call(os.path.exists, "/etc/passwd"))
+
+    def cold(self, context: Context, **arguments: object) -> dict[str, float]:
+        return {"connect": self.open(context)}
+
+    def close(self) -> None:
+        self._broker.shutdown()
+        self._broker.join()
 
     def _connect(self, router: typing.Any, context: Context) -> typing.Any:
         options = {key: value for key, value in context.items() if key not in ("name", "via")}
@@ -372,8 +433,8 @@ class Ssh(Subject):
     def _cat(
         self, context: Context, command: str, stdin: typing.Any = subprocess.PIPE
     ) -> "subprocess.Popen[bytes]":
-        command = self._command(context, f"echo; {command}")
-        process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE)
+        whole = self._command(context, f"echo; {command}")
+        process = subprocess.Popen(whole, stdin=stdin, stdout=subprocess.PIPE)
         self._await_line(process)
         return process
 

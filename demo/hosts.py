@@ -13,9 +13,9 @@ import sys
 import tempfile
 import time
 
-from demo.processes import PATIENCE, ProcessFailedError, end, start, tail
-from demo.services import SshAgent
 from pytest_inmanta_mitogen.sshd import SshdNotFoundError, SshHost, find_sshd
+from testbed.processes import PATIENCE, ProcessFailedError, end, start, tail
+from testbed.servers import SshAgent
 
 # On the throwaway host of a user who may not use sudo without a password: the command is run,
 # but by that same user.

@@ -14,7 +14,7 @@ import typing
 
 import psutil
 
-from demo.processes import DIRECTORY_PREFIX, PATIENCE
+from testbed.processes import DIRECTORY_PREFIX, PATIENCE
 
 #: Lets the process in the foreground end.
 Release: typing.TypeAlias = collections.abc.Callable[[], None]

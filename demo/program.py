@@ -8,10 +8,10 @@ import pathlib
 import sys
 
 from demo import keep
-from demo.processes import Interrupted, ProcessFailedError, interruptible
 from demo.scenario import DemoError, Options, run
-from demo.services import InmantaServer
 from demo.show import Show
+from testbed.processes import Interrupted, ProcessFailedError, interruptible
+from testbed.servers import InmantaServer
 
 _RUN = pathlib.Path(__file__).with_name("run.py")
 

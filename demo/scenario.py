@@ -13,23 +13,23 @@ import time
 
 import rich.markup
 
-from demo.environments import (
+from demo.hosts import LoginHost, login_host, sudo_description
+from demo.show import Show
+from testbed.client import LogRecord, Orchestrator, Project, Resource
+from testbed.environments import (
     TutorialWheel,
     Wheel,
     derived_environment,
     pip_settings,
     source_environment,
 )
-from demo.hosts import LoginHost, login_host, sudo_description
-from demo.orchestrator import LogRecord, Orchestrator, Project, Resource
-from demo.processes import (
+from testbed.processes import (
     ProcessFailedError,
     ignore_interrupts,
     no_orphans,
     working_directory,
 )
-from demo.services import InmantaServer, Postgres
-from demo.show import Show
+from testbed.servers import InmantaServer, Postgres
 
 #: The agents of the model, with how each of them reaches its host.
 WAYS = {
@@ -166,7 +166,7 @@ def _deploy_all(
         )
         client = server.client
         version = client.version()
-        environment = client.create_environment("demo", "demo")
+        environment = client.create_environment("demo")
         client.start_agents(environment, WAYS)
         stage.outcome = f"inmanta-core {version} at {server.url}"
 

@@ -14,7 +14,7 @@ import rich.status
 import rich.table
 import rich.text
 
-from demo.orchestrator import Call, LogRecord, Resource
+from testbed.client import Call, LogRecord, Resource
 
 _STATE_STYLES = {"deployed": "bold green", "failed": "bold red", "skipped": "yellow"}
 

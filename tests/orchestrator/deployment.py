@@ -10,10 +10,10 @@ import subprocess
 import sys
 import textwrap
 
-from demo.environments import Wheel, derived_environment, pip_settings, source_environment
-from demo.orchestrator import LogRecord, Project, Resource
-from demo.processes import no_orphans, working_directory
-from demo.services import InmantaServer, Postgres
+from testbed.client import LogRecord, Project, Resource
+from testbed.environments import Wheel, derived_environment, pip_settings, source_environment
+from testbed.processes import no_orphans, working_directory
+from testbed.servers import InmantaServer, Postgres
 
 #: Of each resource what became of it, and its log; by the values of their identifying attributes.
 Deployed = dict[str, tuple[Resource, list[LogRecord]]]
@@ -108,7 +108,7 @@ def deploy(name: str, module: collections.abc.Mapping[str, str], model: str) -> 
         compiler = derived_environment(directory / "compiler-env", directory / "server-env")
         project = Project(directory / "project", compiler, variables)
         client = server.client
-        environment = client.create_environment(name, name)
+        environment = client.create_environment(name)
         client.start_agents(environment, ["here"])
         _write(project.directory, project_files)
         project.install()

@@ -17,13 +17,13 @@ import pytest
 import rich.console
 
 from demo import scenario
-from demo.environments import source_environment
 from demo.hosts import LoginHost, login_host
-from demo.orchestrator import LogRecord, Resource
-from demo.processes import Interrupted, interruptible, no_orphans, start, working_directory
-from demo.services import Postgres, trouble
 from demo.show import Show
 from demo.ssh_client import parse
+from testbed.client import LogRecord, Resource
+from testbed.environments import source_environment
+from testbed.processes import Interrupted, interruptible, no_orphans, start, working_directory
+from testbed.servers import Postgres, trouble
 
 HOST = LoginHost(
     description="none",

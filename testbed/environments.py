@@ -11,7 +11,7 @@ import sys
 import sysconfig
 import venv
 
-from demo.processes import ProcessFailedError, finish, start
+from testbed.processes import ProcessFailedError, finish, start
 
 #: The checkout that the demo is part of.
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent

@@ -21,8 +21,8 @@ import typing
 
 import psutil
 
-from demo.orchestrator import ApiError, Orchestrator
-from demo.processes import ProcessFailedError, end, neutral_environment, start, tail
+from testbed.client import ApiError, Orchestrator
+from testbed.processes import ProcessFailedError, end, neutral_environment, start, tail
 
 # How long a server may take to come up on a very busy machine. In seconds.
 _PATIENCE = 120.0
@@ -233,6 +233,13 @@ class InmantaServer:
         if self._process is not None:
             end([self._process])
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def descendants(self) -> list[psutil.Process]:
+        """
+        :return: The processes that it started, among them those of its agents.
+        """
+        assert self._process is not None
+        return psutil.Process(self._process.pid).children(recursive=True)
 
     def log_tails(self, lines: int = 25) -> str:
         """

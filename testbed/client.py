@@ -4,6 +4,7 @@ What a user does with an orchestrator: make an environment, export a model, look
 
 import collections.abc
 import dataclasses
+import datetime
 import json
 import pathlib
 import time
@@ -12,7 +13,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from demo.processes import finish, neutral_environment, start
+from testbed.processes import finish, neutral_environment, start
 
 #: The states in which nothing more happens to a resource by itself.
 FINAL_STATES = frozenset(
@@ -117,15 +118,14 @@ class Orchestrator:
         status = self._request("GET", "/api/v1/serverstatus")["data"]
         return str(status["version"])
 
-    def create_environment(self, project: str, name: str) -> str:
+    def create_environment(self, name: str) -> str:
         """
         Create a project with one environment.
 
-        :param project: The project's name.
-        :param name: The environment's name.
+        :param name: The name of both.
         :return: The id of the environment.
         """
-        created = self._request("PUT", "/api/v2/project", {"name": project})["data"]
+        created = self._request("PUT", "/api/v2/project", {"name": name})["data"]
         environment = self._request(
             "PUT", "/api/v2/environment", {"project_id": created["id"], "name": name}
         )["data"]
@@ -190,6 +190,41 @@ class Orchestrator:
             for each in answer["data"]
         ]
 
+    def repair(self, environment: str) -> None:
+        """
+        Have all resources of an environment deployed again.
+
+        :param environment: The id of the environment.
+        """
+        self._request("POST", "/api/v1/deploy", {}, environment=environment)
+
+    def deployments(
+        self, environment: str, resource_type: str, since: str | None = None
+    ) -> list[tuple[datetime.datetime, datetime.datetime]]:
+        """
+        :param environment: The id of the environment.
+        :param resource_type: The type of the resources, e.g. ``fs::File``.
+        :param since: Those that began after this time, in ISO format with a time zone.
+        :return: When each deployment that is over began, and when it ended.
+        """
+        query = {"resource_type": resource_type, "limit": "1000"}
+        if since is not None:
+            query["first_timestamp"] = since
+        path = f"/api/v2/resource_actions?{urllib.parse.urlencode(query)}"
+        return [
+            (_time(each["started"]), _time(each["finished"]))
+            for each in self._request("GET", path, environment=environment)["data"]
+            if each["action"] == "deploy" and each["finished"]
+        ]
+
+    def delete_environment(self, environment: str) -> None:
+        """
+        End the agents of an environment, and forget all of it.
+
+        :param environment: The id of the environment.
+        """
+        self._request("DELETE", f"/api/v2/environment/{environment}")
+
     def wait(
         self,
         environment: str,
@@ -239,13 +274,17 @@ class Orchestrator:
             request.add_header("X-Inmanta-tid", environment)
         try:
             with self._opener.open(request, timeout=60) as response:
-                answer: dict[str, typing.Any] = json.load(response)
+                answer: dict[str, typing.Any] = json.loads(response.read() or "{}")
                 return answer
         except urllib.error.HTTPError as error:
             text = error.read().decode(errors="replace")[:500]
             raise ApiError(f"{method} {path} at {self.url}: {error}: {text}") from error
         except OSError as error:
             raise ApiError(f"{method} {path} at {self.url}: {error}") from error
+
+
+def _time(text: str) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
 class Project:

@@ -1,0 +1,1 @@
+"""This module against the published one and other ways to reach hosts: ``make bench``."""
