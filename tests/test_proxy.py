@@ -308,6 +308,8 @@ def test_a_mode_that_is_wrong_is_refused_with_what_is_expected(
 class Spied(Proxy):
     """Keeps what goes through its remote_call."""
 
+    spied: Any = None
+
     def remote_call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         self.spied = (function, args, kwargs)
         return super().remote_call(function, *args, **kwargs)
