@@ -54,6 +54,7 @@ soak: host env ## puts, runs and reads for MINUTES=n (1) while everything around
 	@$(python) tools/soak.py --minutes $(MINUTES) $(SOAK_ARGS)
 
 demo: env ## an orchestrator that deploys a small model; KEEP=1 leaves it up
+	@tools/prepare_host.sh openssh-server openssh-client
 	@exec env KEEP="$(KEEP)" $(python) demo/run.py
 
 docs: env ## the guide, in docs/_build/html, with its links checked

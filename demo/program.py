@@ -8,10 +8,10 @@ import pathlib
 import sys
 
 from demo import keep
-from demo.scenario import DemoError, Options, run
+from demo.scenario import DemoError, Kept, Options, run
 from demo.show import Show
+from pytest_inmanta_mitogen import SshdNotFoundError
 from testbed.processes import Interrupted, ProcessFailedError, interruptible
-from testbed.servers import InmantaServer
 
 _RUN = pathlib.Path(__file__).with_name("run.py")
 
@@ -23,9 +23,7 @@ def main() -> int:
     arguments = _arguments()
     if arguments.stop:
         return keep.stop()
-    options = Options(
-        stand_in=arguments.stand_in, openssh=not arguments.asyncssh, timeout=arguments.timeout
-    )
+    options = Options(timeout=arguments.timeout)
     if arguments.keep:
         return keep.in_background(lambda release: _demo(options, release))
     return _demo(options, None)
@@ -36,10 +34,10 @@ def _demo(options: Options, release: keep.Release | None) -> int:
     try:
         with interruptible():
 
-            def when_done(server: InmantaServer, environment: str) -> None:
+            def when_done(kept: Kept) -> None:
                 if release is not None:
-                    _introduce(show, server, environment)
-                    keep.until_stopped(server.directory.parent, release)
+                    _introduce(show, kept)
+                    keep.until_stopped(kept.server.directory.parent, release)
 
             run(show, options, when_done)
     except Interrupted as interrupted:
@@ -48,18 +46,32 @@ def _demo(options: Options, release: keep.Release | None) -> int:
     except ProcessFailedError as error:
         show.failure(str(error), error.output)
         return 1
+    except SshdNotFoundError as error:
+        show.failure(str(error), "")
+        return 1
     except DemoError as error:
         show.failure(str(error), error.logs)
         return 1
     return 0
 
 
-def _introduce(show: Show, server: InmantaServer, environment: str) -> None:
-    header = f"-H 'X-Inmanta-tid: {environment}'"
-    show.say(f"\nThe orchestrator stays up at [bold]{server.url}[/], and with it its hosts.")
-    show.say(f"  the resources   curl {header} {server.url}/api/v2/resource")
-    show.say(f"  its logs        {server.logs}")
-    show.say(f"  to end it all   kill {os.getpid()}   (or {sys.executable} {_RUN} --stop)\n")
+def _introduce(show: Show, kept: Kept) -> None:
+    url, header = kept.server.url, f"-H 'X-Inmanta-tid: {kept.environment}'"
+    deploy = kept.project.write_script(kept.server.client, kept.environment)
+    show.say(f"\nThe orchestrator stays up at [bold]{url}[/], and with it its hosts. To")
+    for what, command in {
+        "see the resources": f"curl {header} {url}/api/v2/resource",
+        "deploy all of them again": f"curl -X POST {header} {url}/api/v1/deploy",
+        "change the model": f"${{EDITOR:-vi}} {kept.project.directory}/main.cf",
+        "deploy the changed model": f"sh {deploy}",
+        "read the logs": f"less {kept.server.logs}/*.log",
+        "end it all": f"kill {os.getpid()}   # or {sys.executable} {_RUN} --stop",
+    }.items():
+        show.say(f"  {what}:")
+        show.command(command)
+    show.say(
+        "There is no web console: PyPI has inmanta-ui, which serves one, but not the files of it.\n"
+    )
 
 
 def _arguments() -> argparse.Namespace:
@@ -76,14 +88,6 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--stop", action="store_true", help="end the orchestrators that were left up"
-    )
-    parser.add_argument(
-        "--asyncssh", action="store_true", help="do without OpenSSH, as where it is not installed"
-    )
-    parser.add_argument(
-        "--stand-in",
-        metavar="VERSION",
-        help="deploy with a published version of this module, 0.3 or later",
     )
     parser.add_argument(
         "--timeout",

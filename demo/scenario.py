@@ -13,15 +13,16 @@ import time
 
 import rich.markup
 
-from demo.hosts import LoginHost, login_host, sudo_description
+from demo.hosts import login_host, sudo_description
 from demo.show import Show
+from pytest_inmanta_mitogen import SshHost
 from testbed.client import LogRecord, Orchestrator, Project, Resource
 from testbed.environments import (
-    TutorialWheel,
     Wheel,
     derived_environment,
     pip_settings,
     source_environment,
+    tutorial_wheel,
 )
 from testbed.processes import (
     ProcessFailedError,
@@ -63,12 +64,23 @@ class Options:
     How to run the demo.
     """
 
-    #: A published version of this module to deploy with, in place of the one in this checkout.
-    stand_in: str | None = None
-    #: Whether to use OpenSSH where it is installed.
-    openssh: bool = True
     #: How long the deployment may take. In seconds.
     timeout: float = 300.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """
+    What is up once all is deployed.
+
+    :attr server: The orchestrator.
+    :attr environment: The id of its environment.
+    :attr project: Where the model is.
+    """
+
+    server: InmantaServer
+    environment: str
+    project: Project
 
 
 class UnexpectedOutcomeError(Exception):
@@ -100,14 +112,14 @@ class DemoError(Exception):
 def run(
     show: Show,
     options: Options,
-    when_done: collections.abc.Callable[[InmantaServer, str], None] = lambda server, id: None,
+    when_done: collections.abc.Callable[[Kept], None] = lambda kept: None,
 ) -> None:
     """
     Run the demo. Whatever it starts is gone when this returns.
 
     :param show: What shows it.
     :param options: How to run it.
-    :param when_done: Called in the end, with the orchestrator still up, and the environment's id.
+    :param when_done: Called in the end, with all of it still up.
     :raises UnexpectedOutcomeError: When a resource did not end as it should.
     :raises ProcessFailedError: When a program fails.
     :raises DemoError: When something else fails once there is an orchestrator.
@@ -117,8 +129,7 @@ def run(
         # Before the directory goes, so must all those that may still write to it.
         stack.enter_context(no_orphans())
         try:
-            server, environment = _deploy_all(show, stack, directory, options)
-            when_done(server, environment)
+            when_done(_deploy_all(show, stack, directory, options))
         except BaseException:
             ignore_interrupts()
             show.say("[dim]  Cleaning up ...[/]")
@@ -131,11 +142,11 @@ def run(
 
 def _deploy_all(
     show: Show, stack: contextlib.ExitStack, directory: pathlib.Path, options: Options
-) -> tuple[InmantaServer, str]:
+) -> Kept:
     begin = time.monotonic()
     # Both go on while the rest starts.
-    wheel = Wheel(directory, options.stand_in)
-    tutorial = TutorialWheel(directory)
+    wheel = Wheel(directory)
+    tutorial = tutorial_wheel(directory)
 
     with show.stage("Starting PostgreSQL") as stage:
         database = stack.enter_context(Postgres(directory / "postgres"))
@@ -143,21 +154,18 @@ def _deploy_all(
 
     with show.stage("Starting a throwaway ssh host") as stage:
         (directory / "ssh").mkdir()
-        host = stack.enter_context(login_host(directory / "ssh", openssh=options.openssh))
-        stage.outcome = (
-            f"ssh host ({host.description}) for {host.username} at {host.hostname}:{host.port}"
-        )
+        host, agent_variables = stack.enter_context(login_host(directory / "ssh"))
+        stage.outcome = f"ssh host for {host.username} at {host.hostname}:{host.port}"
 
     with show.stage("Building this module's wheel, and the tutorial's") as stage:
         built = wheel.wait()
-        stand_in = " (a stand-in)" if options.stand_in else ""
-        stage.outcome = f"{built.name}{stand_in}, {tutorial.wait().name}"
+        stage.outcome = f"{built.name}, {tutorial.wait().name}"
 
     with show.stage("Starting an orchestrator") as stage:
         python = source_environment(directory / "server-env")
         variables = {
             **pip_settings(built),
-            **host.variables,
+            **agent_variables,
             # That of whoever runs the demo says nothing about its hosts.
             "SSH_CONNECTION": "",
         }
@@ -193,13 +201,13 @@ def _deploy_all(
         f"[bold green]✔[/] {RESOURCES} resources ended as they should, "
         f"{time.monotonic() - begin:.1f} s after the start."
     )
-    return server, environment
+    return Kept(server, environment, project)
 
 
 def problems_of(
     deployed: collections.abc.Iterable[tuple[Resource, list[LogRecord]]],
     target: pathlib.Path,
-    host: LoginHost,
+    host: SshHost,
 ) -> list[str]:
     """
     :param deployed: The resources, each with its log.
@@ -234,7 +242,7 @@ def wanted_state(agent: str) -> str:
     return "failed" if agent == WITHOUT_PYTHON else "deployed"
 
 
-def _problems_on_disk(target: pathlib.Path, host: LoginHost) -> list[str]:
+def _problems_on_disk(target: pathlib.Path, host: SshHost) -> list[str]:
     problems = []
     for agent in _DEPLOYED:
         content = _read(target / f"{agent}.txt")
@@ -273,7 +281,7 @@ def _interpreter_missed(found: tuple[Resource, list[LogRecord]] | None) -> bool:
 def _project(
     directory: pathlib.Path,
     target: pathlib.Path,
-    host: LoginHost,
+    host: SshHost,
     variables: dict[str, str],
     version: str,
 ) -> Project:
@@ -299,7 +307,7 @@ def _project(
             "DEMO_PYTHON": getattr(sys, "_base_executable", sys.executable),
             "DEMO_SSH_USER": host.username,
             "DEMO_SSH_PORT": str(host.port),
-            "DEMO_SSH_KEY": host.key,
+            "DEMO_SSH_KEY": host.identity_file,
             "DEMO_SSH_KNOWN_HOSTS": f"UserKnownHostsFile={known_hosts}",
         },
     )

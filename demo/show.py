@@ -8,18 +8,16 @@ import re
 import sys
 import time
 
-import rich.box
 import rich.console
+import rich.padding
 import rich.status
 import rich.table
 import rich.text
 
 from testbed.client import Call, LogRecord, Resource
 
-_STATE_STYLES = {"deployed": "bold green", "failed": "bold red", "skipped": "yellow"}
-
 # Where there is no terminal to ask for its width.
-_WIDTH = 132
+_WIDTH = 80
 
 # How much of an error to show: what a host has of interpreters, say, can be a long list.
 _ERROR = 360
@@ -116,6 +114,14 @@ class Show:
         """
         self.console.print(text, highlight=False)
 
+    def command(self, text: str) -> None:
+        """
+        :param text: What can be typed, however wide the terminal is.
+        """
+        self.console.print(
+            f"    {text}", style="cyan", soft_wrap=True, highlight=False, markup=False
+        )
+
     def failure(self, what: str, logs: str) -> None:
         """
         :param what: What went wrong.
@@ -141,41 +147,37 @@ class Show:
         :param wanted_state: The state that the resources of an agent should be in.
         :param directory: A path that is shown as an ellipsis.
         """
-        table = rich.table.Table(
-            box=rich.box.ROUNDED, border_style="dim", header_style="bold", padding=(0, 1)
-        )
-        table.add_column("host", no_wrap=True)
-        table.add_column("resource", max_width=28)
-        table.add_column("state", no_wrap=True)
-        table.add_column("calls, from the resource's log", ratio=1)
         for agent, way in ways.items():
-            host = rich.text.Text.from_markup(f"[bold]{agent}[/]\n[dim]{way}[/]")
+            self.say(f"[bold underline]{agent}[/] [dim]{way}[/]")
             rows = [pair for pair in deployed if pair[0].agent == agent]
             for resource, log in sorted(rows, key=lambda pair: pair[0].type, reverse=True):
-                table.add_row(
-                    host,
-                    _resource_text(resource, directory),
-                    _state_text(resource.state, wanted_state(agent)),
-                    log_text(log, directory),
-                )
-                host = rich.text.Text()
-            table.add_section()
-        self.console.print(table)
+                line = _state_text(resource.state, wanted_state(agent))
+                line.append(f"  {resource.type} ", "bold default")
+                line.append(_shorten(resource.value, directory), "default")
+                self._indented(line, 2)
+                for line in log_lines(log, directory):
+                    self._indented(line, 6)
+            self.say()
+
+    def _indented(self, text: rich.text.Text, columns: int) -> None:
+        self.console.print(
+            rich.padding.Padding(text, (0, 0, 0, columns), expand=False), highlight=False
+        )
 
 
-def log_text(log: collections.abc.Iterable[LogRecord], directory: str) -> rich.text.Text:
+def log_lines(
+    log: collections.abc.Iterable[LogRecord], directory: str
+) -> collections.abc.Iterator[rich.text.Text]:
     """
     :param log: The log of a resource.
     :param directory: A path that is shown as an ellipsis.
     :return: A line for each call in it, and one for each error.
     """
-    lines = []
     for record in log:
         if record.call is not None:
-            lines.append(call_text(record.call, directory))
+            yield call_text(record.call, directory)
         elif record.level in ("ERROR", "CRITICAL"):
-            lines.append(_error_text(record, directory))
-    return rich.text.Text("\n").join(lines)
+            yield _error_text(record, directory)
 
 
 def call_text(call: Call, directory: str) -> rich.text.Text:
@@ -189,7 +191,9 @@ def call_text(call: Call, directory: str) -> rich.text.Text:
     module = f"{module}." if module not in ("", "inmanta_mitogen") else ""
     text = rich.text.Text(module, "dim")
     text.append(name, "bold cyan")
-    arguments = [_value_text(value) for value in call.args]
+    # A mode is what nobody reads as a decimal number.
+    show = _mode_text if name == "chmod" else _value_text
+    arguments = [show(value) for value in call.args]
     arguments += [f"{key}={_value_text(value)}" for key, value in call.kwargs.items()]
     text.append(_shorten(f"({', '.join(arguments)})", directory), "default")
     if call.exception is not None:
@@ -199,6 +203,10 @@ def call_text(call: Call, directory: str) -> rich.text.Text:
         text.append(" → ", "dim")
         text.append(_shorten(_value_text(call.result), directory), "green")
     return text
+
+
+def _mode_text(value: object) -> str:
+    return f"0o{value:o}" if isinstance(value, int) else _value_text(value)
 
 
 def _value_text(value: object) -> str:
@@ -223,18 +231,11 @@ def _error_text(record: LogRecord, directory: str) -> rich.text.Text:
 
 
 def _state_text(state: str, wanted: str) -> rich.text.Text:
-    text = rich.text.Text(state, _STATE_STYLES.get(state, "yellow"))
     if state != wanted:
-        text.append(f"\nnot {wanted}", "bold red")
-    elif state != "deployed":
-        text.append("\nas it should", "green")
-    return text
-
-
-def _resource_text(resource: Resource, directory: str) -> rich.text.Text:
-    text = rich.text.Text(resource.type, "bold")
-    text.append(f"\n{_shorten(resource.value, directory)}", "default")
-    return text
+        return rich.text.Text(f"{state}, not {wanted}", "bold red")
+    if state == "deployed":
+        return rich.text.Text(state, "bold green")
+    return rich.text.Text(f"{state} as expected", "green")
 
 
 def _shorten(text: str, directory: str) -> str:

@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import json
 import pathlib
+import shlex
 import time
 import typing
 import urllib.error
@@ -324,12 +325,27 @@ class Project:
         :param environment: The id of the environment.
         :raises ProcessFailedError: When the model has an error.
         """
-        address = urllib.parse.urlsplit(orchestrator.url)
-        self._run(
-            "exporting the model",
-            *("export", "-e", environment),
-            *("--server_address", address.hostname or "", "--server_port", str(address.port)),
-        )
+        self._run("exporting the model", *_export_arguments(orchestrator, environment))
+
+    def write_script(self, orchestrator: Orchestrator, environment: str) -> pathlib.Path:
+        """
+        Write a shell script that does what :meth:`export` does.
+
+        :param orchestrator: The orchestrator.
+        :param environment: The id of the environment.
+        :return: Its path.
+        """
+        path = self.directory / "deploy.sh"
+        command = [
+            str(self._python),
+            "-m",
+            "inmanta.app",
+            *_export_arguments(orchestrator, environment),
+        ]
+        variables = [f"export {name}={shlex.quote(text)}" for name, text in self._variables.items()]
+        lines = ["set -e", f"cd {self.directory}", *variables, shlex.join(command)]
+        path.write_text("\n".join([*lines, ""]))
+        return path
 
     def _run(self, what: str, *arguments: str) -> None:
         finish(
@@ -342,3 +358,9 @@ class Project:
             what=what,
             log=self.log,
         )
+
+
+def _export_arguments(orchestrator: Orchestrator, environment: str) -> list[str]:
+    address = urllib.parse.urlsplit(orchestrator.url)
+    where = ["--server_address", str(address.hostname), "--server_port", str(address.port)]
+    return ["export", "-e", environment, *where]

@@ -73,62 +73,52 @@ def venv_site_packages(path: pathlib.Path) -> pathlib.Path:
 
 class Wheel:
     """
-    A wheel of this module, under construction until :meth:`wait` returns.
+    A wheel of this module, or of another one, under construction until :meth:`wait` returns.
     """
 
-    def __init__(self, directory: pathlib.Path, stand_in: str | None = None) -> None:
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        published: str | None = None,
+        *,
+        source: pathlib.Path = CHECKOUT,
+        name: str = _MODULE,
+    ) -> None:
         """
         :param directory: Where to build it.
-        :param stand_in: A published version to use in place of the checkout.
+        :param published: A published version to use in place of the source.
+        :param source: The source.
+        :param name: Its name on PyPI.
         """
         self.directory = directory / "wheels"
-        self._log = directory / "wheel.log"
-        if stand_in is None:
+        self._name, self._log = name, directory / f"{name}.log"
+        command = ["-m", "pip", "download", f"{name}=={published}", "--no-deps", "--dest"]
+        if published is None:
             # A copy, because setuptools builds in the source's own directory: two builds at a time
             # would be in each other's way.
-            source = directory / "source"
-            shutil.copytree(CHECKOUT, source, ignore=_not_source)
-            command = ["wheel", str(source), "--wheel-dir"]
-        else:
-            command = ["download", f"{_MODULE}=={stand_in}", "--dest"]
-        self._process = start(
-            [sys.executable, "-m", "pip", *command, str(self.directory), "--no-deps"],
-            log=self._log,
-        )
+            copy = directory / f"{name}-source"
+            shutil.copytree(source, copy, ignore=_not_source)
+            command = ["-m", "pip", "wheel", str(copy), "--no-deps", "--wheel-dir"]
+            if source != CHECKOUT:
+                command = ["-m", "inmanta.app", "module", "build", str(copy), "-o"]
+        self._process = start([sys.executable, *command, str(self.directory)], log=self._log)
 
     def wait(self) -> pathlib.Path:
         """
         :return: The wheel.
         :raises ProcessFailedError: When it can't be built.
         """
-        finish(self._process, what=f"building the wheel of {_MODULE}", log=self._log)
-        return _only_wheel(self.directory, _MODULE)
+        finish(self._process, what=f"building the wheel of {self._name}", log=self._log)
+        return _only_wheel(self.directory, self._name)
 
 
-class TutorialWheel:
+def tutorial_wheel(directory: pathlib.Path) -> Wheel:
     """
-    A wheel of the module that the tutorial builds, beside that of this module, and under
-    construction until :meth:`wait` returns.
+    :param directory: Where to build it.
+    :return: The wheel of the module that the tutorial builds.
     """
-
-    def __init__(self, directory: pathlib.Path) -> None:
-        """
-        :param directory: Where to build it.
-        """
-        self.directory = directory / "wheels"
-        self._log = directory / "tutorial-wheel.log"
-        source = directory / "tutorial"
-        shutil.copytree(CHECKOUT / "docs" / "tutorial" / "envfile", source, ignore=_not_source)
-        command = ("inmanta.app", "module", "build", "-o", str(self.directory), str(source))
-        self._process = start([sys.executable, "-m", *command], log=self._log)
-
-    def wait(self) -> pathlib.Path:
-        """
-        :return: The wheel.
-        :raises ProcessFailedError: When it can't be built.
-        """
-        finish(self._process, what="building the wheel of the tutorial", log=self._log)
-        return _only_wheel(self.directory, "inmanta-module-envfile")
+    source = CHECKOUT / "docs" / "tutorial" / "envfile"
+    return Wheel(directory, source=source, name="inmanta-module-envfile")
 
 
 def _only_wheel(directory: pathlib.Path, name: str) -> pathlib.Path:

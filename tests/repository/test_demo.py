@@ -3,7 +3,6 @@ The parts of the demo that need no orchestrator: what it takes for success, what
 it leaves nothing behind.
 """
 
-import collections.abc
 import io
 import os
 import pathlib
@@ -17,23 +16,16 @@ import pytest
 import rich.console
 
 from demo import scenario
-from demo.hosts import LoginHost, login_host
+from demo.hosts import login_host
 from demo.show import Show
-from demo.ssh_client import parse
+from pytest_inmanta_mitogen import SshHost
 from testbed.client import LogRecord, Resource
 from testbed.environments import source_environment
 from testbed.processes import Interrupted, interruptible, no_orphans, start, working_directory
 from testbed.servers import Postgres, trouble
 
-HOST = LoginHost(
-    description="none",
-    hostname="127.0.0.1",
-    port=2222,
-    username="me",
-    key="key",
-    known_hosts_line="",
-    variables={},
-)
+HOST = SshHost(username="me")
+HOST.port = 2222
 
 # What success is
 
@@ -139,19 +131,19 @@ def test_a_command_that_did_not_go_over_ssh_is_told(
 # What is shown
 
 
-def shown(deployed: Deployed, directory: str) -> str:
+def shown(deployed: Deployed, directory: str, width: int = 80) -> str:
     output = io.StringIO()
-    show = Show(rich.console.Console(file=output, width=132))
+    show = Show(rich.console.Console(file=output, width=width))
     show.resources(
         deployed, ways=scenario.WAYS, wanted_state=scenario.wanted_state, directory=directory
     )
     return output.getvalue()
 
 
-def test_the_table_shows_each_call_with_its_arguments_and_result(deployed: Deployed) -> None:
+def test_each_call_is_shown_with_its_arguments_and_result(deployed: Deployed) -> None:
     log = [
         called("inmanta_mitogen.lexists", "/tmp/x/a.txt", result=False),
-        called("os.chmod", "/tmp/x/a.txt", 420),
+        called("os.chmod", "/tmp/x/a.txt", 0o644),
         called("inmanta_mitogen.put", "/tmp/x/a.txt", r"b'hello\n'"),
     ]
     deployed[0] = deployed[0][0], log
@@ -159,25 +151,32 @@ def test_the_table_shows_each_call_with_its_arguments_and_result(deployed: Deplo
     text = shown(deployed, "/tmp/x")
 
     assert "lexists('…/a.txt') → False" in text
-    assert "os.chmod('…/a.txt', 420) → None" in text
+    assert "os.chmod('…/a.txt', 0o644) → None" in text
     assert r"put('…/a.txt', b'hello\n') → None" in text
 
 
-def test_the_table_shows_the_error_and_that_it_is_expected(deployed: Deployed) -> None:
-    text = shown(deployed, "/tmp/x")
+def test_the_name_of_a_function_is_never_cut(deployed: Deployed) -> None:
+    name = "inmanta_plugins.envfile.remote.write_the_variables_of_a_file"
+    deployed[0] = deployed[0][0], [called(name, "x" * 200)]
 
-    last_cells = [line.split("│")[-2].strip() for line in text.splitlines() if "│" in line]
-    assert "PythonNotFoundError: [Errno 2] No such python interpreter on host there" in " ".join(
-        last_cells
-    )
-    assert "as it should" in text
+    lines = shown(deployed, "/tmp/x", width=80).splitlines()
+
+    assert any(name in line for line in lines)
+    assert max(map(len, lines)) <= 80
 
 
-def test_the_table_shows_which_state_was_wanted(deployed: Deployed) -> None:
+def test_an_expected_failure_is_called_that(deployed: Deployed) -> None:
+    text = " ".join(shown(deployed, "/tmp/x").split())
+
+    assert "failed as expected fs::File x" in text
+    assert "PythonNotFoundError: [Errno 2] No such python interpreter on host there" in text
+
+
+def test_an_unexpected_state_is_shown_with_the_one_that_was_wanted(deployed: Deployed) -> None:
     resource, log = deployed[0]
     deployed[0] = Resource(resource.id, resource.type, resource.agent, "x", "skipped"), log
 
-    assert "not deployed" in shown(deployed, "/tmp/x")
+    assert "skipped, not deployed" in shown(deployed, "/tmp/x")
 
 
 def test_square_brackets_in_a_log_are_shown_as_they_are(deployed: Deployed) -> None:
@@ -282,44 +281,23 @@ def test_the_database_is_up_inside_and_gone_after() -> None:
         assert not set(psutil.Process().children()) - before
 
 
-@pytest.fixture(params=[True, False], ids=["openssh", "asyncssh"])
-def login(request: pytest.FixtureRequest) -> collections.abc.Iterator[LoginHost]:
+def test_the_login_host_runs_commands_for_whoever_has_its_key() -> None:
+    ssh = ["ssh", "-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null", "-oBatchMode=yes"]
     with (
         working_directory() as directory,
         no_orphans(),
-        login_host(directory, openssh=request.param) as host,
+        login_host(directory) as (host, variables),
     ):
-        yield host
-
-
-def test_the_login_host_runs_commands_for_whoever_has_its_key(login: LoginHost) -> None:
-    ssh = ["ssh", "-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null", "-oBatchMode=yes"]
-
-    done = subprocess.run(
-        [*ssh, "-p", str(login.port), f"{login.username}@{login.hostname}", "cat; echo $0; exit 3"],
-        env={**os.environ, **login.variables},
-        input=b"\x00" * 300_000,
-        capture_output=True,
-        timeout=60,
-    )
+        done = subprocess.run(
+            [*ssh, "-p", str(host.port), f"{host.username}@{host.hostname}", "cat; exit 3"],
+            env={**os.environ, **variables},
+            input=b"\x00" * 300_000,
+            capture_output=True,
+            timeout=60,
+        )
 
     assert done.returncode == 3
-    assert done.stdout.startswith(b"\x00" * 300_000)
-    assert b"sh\n" in done.stdout[300_000:]
-
-
-def test_the_stand_in_for_ssh_understands_what_mitogen_tells_ssh() -> None:
-    found = parse(
-        [
-            *("-o", "LogLevel ERROR", "-l", "me", "-p", "2222", "-C", "-i/key"),
-            *("-o", "StrictHostKeyChecking=no", "-o", "StrictHostKeyChecking=yes"),
-            *("host", "python3", "-c", "'print(1)'"),
-        ]
-    )
-
-    assert (found.username, found.port, found.key) == ("me", 2222, "/key")
-    assert (found.hostname, found.command) == ("host", "python3 -c 'print(1)'")
-    assert found.options == {"loglevel": "ERROR", "stricthostkeychecking": "no"}
+    assert done.stdout == b"\x00" * 300_000
 
 
 def test_the_demo_says_how_it_is_used() -> None:
