@@ -49,6 +49,25 @@ MAX_HOPS: Final = 64
 LONGEST_DETAIL: Final = 8_000
 """How much an exception shows of what a host wrote, in characters."""
 
+# Limits on what a host may send
+
+MOST_STRAYS: Final = 1_000
+"""How many messages that nothing asked for a host may send before it is cut off."""
+MOST_REFUSALS: Final = 100
+"""How many refused names are remembered for each host, so as to log each once."""
+LONGEST_NAME: Final = 500
+"""The maximum length of the name of a module or data file that a host asks for, in characters."""
+LARGEST_DATA_FILE: Final = 16 << 20
+"""The maximum size of a data file that a host gets, in bytes."""
+LOG_BURST: Final = 1_000
+"""How many log records of a host are logged at once."""
+LOG_RATE: Final = 20
+"""How many log records of a host are logged each second in the long run."""
+ANSWER_MEMORY: Final = 512 << 20
+"""The maximum memory of the values of one answer, estimated, in bytes."""
+ANSWER_SECONDS: Final = 30.0
+"""The maximum processor time for reading one answer, in seconds."""
+
 # Timeouts, in seconds
 
 SECONDS_BETWEEN_CHECKS: Final = 5.0

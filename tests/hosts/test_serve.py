@@ -21,7 +21,7 @@ import support
 from inmanta_plugins.mitogen import Proxy, RemoteException, allow_modules
 from inmanta_plugins.mitogen.hosts import modules
 from inmanta_plugins.mitogen.hosts import served as serve
-from inmanta_plugins.mitogen.hosts.router import MOST_STRAYS
+from inmanta_plugins.mitogen.settings import MOST_REFUSALS, MOST_STRAYS
 from pytest_inmanta_mitogen import SshHost
 
 LOCAL: dict[str, object] = {"method_name": "local", "name": "a", "python_path": [sys.executable]}
@@ -192,10 +192,10 @@ def test_a_refusal_is_logged_once_with_the_host_and_the_module(
 def test_what_is_refused_stays_few_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="inmanta_plugins.mitogen.hosts.served")
     with Proxy(LOCAL) as proxy:
-        for number in range(serve.MOST_REFUSALS + 50):
+        for number in range(MOST_REFUSALS + 50):
             proxy.remote_call(hostile_side.request_module, b"canary%d" % number)
         assert proxy.run("true")[2] == 0
-    assert len(caplog.records) == serve.MOST_REFUSALS
+    assert len(caplog.records) == MOST_REFUSALS
 
 
 @pytest.mark.parametrize(

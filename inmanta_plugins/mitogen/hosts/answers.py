@@ -16,12 +16,9 @@ from typing import Any
 
 import mitogen.core
 from inmanta_mitogen.dispatch import JSON_MARK, LARGEST_JSON
+from inmanta_plugins.mitogen.settings import ANSWER_MEMORY, ANSWER_SECONDS
 from inmanta_plugins.mitogen.texts import bounded_text
 
-MOST_MEMORY = 512 * 1024 * 1024
-"""What the values of one answer may take, estimated, in bytes."""
-MOST_SECONDS = 30.0
-"""The processor time that reading one answer may take, in seconds."""
 # As many as mitogen lets the text of a remote exception have.
 _ERROR_LENGTH = 9_999
 # An int of that many bytes has 4800 digits, more than Python prints.
@@ -67,8 +64,8 @@ def read_answer(data: bytes) -> object:
     :param data: What a host answered: a pickle of protocol 2 to 4, or JSON with a mark before it.
     :return: The value: None, bool, int, float, str, bytes, and list, tuple, dict, set and frozenset
         of these, mitogen's ``Secret`` and ``Blob``, or the ``CallError`` that a call ended with.
-    :raises UnreadableError: It is anything else, or takes more than :data:`MOST_MEMORY` or
-        :data:`MOST_SECONDS`. Nothing of it has been run.
+    :raises UnreadableError: It is anything else, or takes more than :data:`ANSWER_MEMORY` or
+        :data:`ANSWER_SECONDS`. Nothing of it has been run.
     """
     if data[:1] == JSON_MARK:
         return _read_json(data)
@@ -96,7 +93,7 @@ class _Reader:
         self._memo: dict[int, Any] = {}
         self._cost = 0
         self._until_check = _CHECK_EVERY
-        self._deadline = time.thread_time() + MOST_SECONDS
+        self._deadline = time.thread_time() + ANSWER_SECONDS
 
     def value(self) -> object:
         try:
@@ -122,15 +119,15 @@ class _Reader:
 
     def _pay(self, cost: int) -> None:
         self._cost += cost
-        if self._cost > MOST_MEMORY:
+        if self._cost > ANSWER_MEMORY:
             raise UnreadableError(
-                f"its values take more than {MOST_MEMORY // 1024**2} MiB: return less"
+                f"its values take more than {ANSWER_MEMORY // 1024**2} MiB: return less"
             )
         self._until_check -= 1
         if not self._until_check:
             self._until_check = _CHECK_EVERY
             if time.thread_time() > self._deadline:
-                raise UnreadableError(f"it takes longer than {MOST_SECONDS:.0f} s to read")
+                raise UnreadableError(f"it takes longer than {ANSWER_SECONDS:.0f} s to read")
 
     def _key(self, value: Any) -> Any:
         """Pays for the hash of a value, which C computes in full, depth and all."""

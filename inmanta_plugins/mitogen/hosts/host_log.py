@@ -3,15 +3,12 @@
 import logging
 
 from inmanta_plugins.mitogen.hosts.streams import Allowance
+from inmanta_plugins.mitogen.settings import LOG_BURST, LOG_RATE
 from inmanta_plugins.mitogen.texts import bounded_text
 
 LOGGER = logging.getLogger("inmanta_plugins.mitogen.host")
 """Gets what hosts log, at the level they log it at."""
 
-BURST = 1_000
-"""How many records of a host are logged at once."""
-RATE = 20
-"""How many records of a host are logged each second in the long run."""
 # Once it drops, it goes on for some seconds: each turn costs two more records.
 _RESUME = 100
 _LONGEST = 8_192
@@ -32,12 +29,12 @@ class ForwardedLog:
         :param data: What it sent: the name of its logger, the level and the text.
         """
         if host not in self._allowances:
-            self._allowances[host] = Allowance(BURST, RATE)
+            self._allowances[host] = Allowance(LOG_BURST, LOG_RATE)
         allowance = self._allowances[host]
         if (host in self._dropped and allowance.left < _RESUME) or not allowance.take():
             dropped = self._dropped[host] = self._dropped.get(host, 0) + 1
             if dropped == 1:
-                LOGGER.warning("%s: logs more than %d records a second: dropped.", name, RATE)
+                LOGGER.warning("%s: logs more than %d records a second: dropped.", name, LOG_RATE)
             return
         if dropped := self._dropped.pop(host, 0):
             LOGGER.warning("%s: %d records were dropped.", name, dropped)

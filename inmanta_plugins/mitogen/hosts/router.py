@@ -18,12 +18,11 @@ import mitogen.parent
 from inmanta_plugins.mitogen.hosts.host_log import ForwardedLog
 from inmanta_plugins.mitogen.hosts.served import Served, ServedModules
 from inmanta_plugins.mitogen.hosts.streams import guarded
+from inmanta_plugins.mitogen.settings import MOST_STRAYS
 from inmanta_plugins.mitogen.texts import bounded_text
 
 LOGGER = logging.getLogger(__name__)
 
-MOST_STRAYS = 1_000
-"""How many messages that nothing asked for a host may send before it is cut off."""
 # So many digits, a colon and a name of the length that mitogen allows.
 _MOST_ROUTE_BYTES = 512
 

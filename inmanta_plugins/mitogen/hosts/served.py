@@ -21,6 +21,7 @@ from inmanta_mitogen.dispatch import PICKLE_PROTOCOL
 from inmanta_plugins.mitogen import _mitogen
 from inmanta_plugins.mitogen.hosts import answers, modules
 from inmanta_plugins.mitogen.hosts.modules import Module, lineage
+from inmanta_plugins.mitogen.settings import LARGEST_DATA_FILE, LONGEST_NAME, MOST_REFUSALS
 from inmanta_plugins.mitogen.texts import bounded_text
 
 LOGGER = logging.getLogger(__name__)
@@ -31,12 +32,6 @@ PREPARE_HOST = (
     + "import inmanta_mitogen.dispatch, inmanta_mitogen.files\n"
 )
 """Run first in each interpreter."""
-# How many names that were refused are remembered for each host, so as to log each once.
-MOST_REFUSALS = 100
-LONGEST_NAME = 500
-"""The maximum length of the name of a module or data file that a host asks for, in characters."""
-LARGEST_DATA_FILE = 16 << 20
-"""The maximum size of a data file that a host gets, in bytes."""
 # What no host is served, whatever imports it: the orchestrator itself. And what it has anyway.
 _NEVER = {"inmanta", "mitogen"} | sys.stdlib_module_names
 
