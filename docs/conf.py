@@ -30,14 +30,12 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"inmanta:.*", r"std::.*"),
     (r"py:.*", r"(?!(inmanta_plugins\.mitogen|inmanta_mitogen|pytest_inmanta_mitogen)\b).*"),
-    # What a public signature names and nobody makes use of.
-    (r"py:class", r"inmanta_mitogen\.paths\.Place"),
     # Type variables.
     (r"py:.*", r"inmanta_plugins\.mitogen\.\w+\.[A-Z]{1,2}"),
 ]
 
 html_theme = "furo"
-html_title = f"The mitogen module {release}"
+html_title = f"{project} {release}"
 html_static_path = ["_static"]
 html_css_files = ["guide.css"]
 html_theme_options = {"navigation_with_keys": True}

@@ -13,21 +13,37 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from sphinxcontrib.inmanta.api import DocModule
 
+# The entities that most models use come first, the others by name.
+FIRST = ("Local", "Ssh", "Sudo", "Su")
+
+
+def place(entity: str) -> tuple[int, str]:
+    name = entity.rpartition("::")[2]
+    return (FIRST.index(name) if name in FIRST else len(FIRST), name)
+
 
 class Model(DocModule):  # type: ignore[misc]  # inmanta-sphinx is not typed
     """What inmanta-sphinx writes about a module, the entities first, each under a heading."""
 
     def doc_compile(self, *args: Any) -> list[str]:
-        lines: list[str] = super().doc_compile(*args)
-        begin = lines.index("Entities")
-        return [*lines[begin:], *lines[:begin]]
+        self.entities: dict[str, list[str]] = {}
+        others: list[str] = super().doc_compile(*args)
+        heading = self.emit_heading("Entities", "-")
+        begin = others.index("Entities")
+        del others[begin : begin + len(heading)]
+        entities = [
+            line for name in sorted(self.entities, key=place) for line in self.entities[name]
+        ]
+        return [*heading, *entities, *others]
 
     def emit_intro(self, module: object) -> list[str]:
         return []
 
     def emit_entity(self, entity: Entity) -> list[str]:
+        name = entity.get_full_name()
         lines: list[str] = super().emit_entity(entity)
-        return [*self.emit_heading(entity.get_full_name(), "~"), *lines]
+        self.entities[name] = [*self.emit_heading(name, "~"), *lines]
+        return []
 
     def emit_attributes(self, entity: Entity, attributes: dict[str, str]) -> list[str]:
         known = {"method_name": "The connection method, as mitogen calls it.", **attributes}

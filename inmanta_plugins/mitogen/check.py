@@ -27,7 +27,8 @@ ROUND_TRIPS = 5
 SPEED_SIZE = 8_000_000
 """How much is written and read to measure the throughput, in bytes."""
 
-_PYTHON_ADVICE = "Set the python_path of the context, or the python_cmd of the host's std::OS."
+PYTHON_ADVICE = "Set the python_path of the context, or the python_cmd of the host's std::OS."
+"""What to do when the host has no Python at the configured path."""
 _CALL_ADVICE = "The hop was connected, and then a call failed: read what came back."
 
 Report = dict[str, Any]
@@ -99,7 +100,7 @@ def _explain(error: ConnectError | PythonNotFoundError | RemoteException) -> Rep
     if isinstance(error, ConnectError):
         cause, detail, advice = error.cause.name, error.detail, error.cause.value
     elif isinstance(error, PythonNotFoundError):
-        cause, detail, advice = "PYTHON_NOT_FOUND", str(error), _PYTHON_ADVICE
+        cause, detail, advice = "PYTHON_NOT_FOUND", str(error), PYTHON_ADVICE
     else:
         cause, detail, advice = "CALL_FAILED", bounded_text(str(error), 2000), _CALL_ADVICE
     return {"works": False, "cause": cause, "detail": detail, "advice": advice}

@@ -23,10 +23,12 @@ from pytest_inmanta.plugin import Project
 
 import inmanta_plugins.mitogen as mitogen_module
 from inmanta_plugins.mitogen import Cause, Proxy, RemoteException, settings
+from inmanta_plugins.mitogen.check import PYTHON_ADVICE
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted([ROOT / "README.md", *DOCS.glob("*.md"), *DOCS.glob("*/*.md")])
+OUTSIDE = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+PAGES = sorted([*OUTSIDE, *DOCS.glob("*.md"), *DOCS.glob("*/*.md")])
 
 # The project's packages, and what else reads variables of its name.
 CODE = ("inmanta_plugins", "inmanta_mitogen", "pytest_inmanta_mitogen", "tests", "tools", "demo")
@@ -70,6 +72,20 @@ def column(page: pathlib.Path, name: str) -> list[str]:
     return [row[name].strip("`") for table in tables(page) for row in table if name in row]
 
 
+def definitions(page: pathlib.Path) -> dict[str, str]:
+    """
+    The terms of the definition lists on a page, without their backticks, and what is said of each:
+    a paragraph a line.
+    """
+    found = re.findall(r"^(\S.*)\n((?:: .*\n)(?:(?:  .*)?\n)*)", page.read_text(), re.M)
+    return {
+        term.strip("`"): "\n".join(
+            " ".join(part.split()) for part in text[2:].split("\n\n")
+        ).strip()
+        for term, text in found
+    }
+
+
 def named(prefix: str) -> set[str]:
     """
     The names in the code that begin so.
@@ -99,27 +115,14 @@ def test_a_model_of_the_guide_compiles(project: Project, model: str) -> None:
     project.compile(model)
 
 
-ENTITY = """
-import mitogen
-
-entity Greeting extends std::PurgeableResource:
-    string path
-    string text
-end
-
-Greeting.host [1] -- std::Host
-
-implement Greeting using std::none
-"""
-
-
 @pytest.fixture
 def greeting(project: Project) -> collections.abc.Iterator[None]:
     """
     The module whose handler is in the README.
     """
     (handler,) = blocks(ROOT / "README.md", "python")
-    project.create_module("greeting", initcf=ENTITY, initpy=handler)
+    entity, _ = blocks(ROOT / "README.md", "inmanta")
+    project.create_module("greeting", initcf=entity, initpy=handler)
     yield
     # The project is that of all tests.
     shutil.rmtree(pathlib.Path(project._test_project_dir, "libs", "greeting"))
@@ -127,7 +130,7 @@ def greeting(project: Project) -> collections.abc.Iterator[None]:
 
 @pytest.mark.usefixtures("greeting")
 def test_the_model_of_the_readme_is_deployed_where_it_says(project: Project) -> None:
-    (model,) = blocks(ROOT / "README.md", "inmanta")
+    _, model = blocks(ROOT / "README.md", "inmanta")
 
     project.compile(model)
 
@@ -340,34 +343,42 @@ def test_a_context_without_a_name_is_logged_by_how_it_is_reached(
 # Tables
 
 
-def test_each_environment_variable_is_in_the_table() -> None:
-    documented = column(DOCS / "reference" / "variables.md", "variable")
-
-    assert sorted(documented) == sorted(named("INMANTA_MITOGEN_"))
-
-
-def test_the_readme_has_each_variable_that_users_set() -> None:
-    (for_users, _) = tables(DOCS / "reference" / "variables.md")
-    readme = {row["variable"]: row["default"] for row in tables(ROOT / "README.md")[0]}
-
-    assert readme == {row["variable"]: row["default"] for row in for_users}
+def variables() -> dict[str, str]:
+    """Each variable of the reference, and its default."""
+    found = definitions(DOCS / "reference" / "variables.md")
+    firsts = {name: text.splitlines()[0] for name, text in found.items()}
+    assert all(first.startswith("default: ") for first in firsts.values())
+    return {name: first.removeprefix("default: ").strip("`") for name, first in firsts.items()}
 
 
-def test_the_defaults_in_the_table_are_those_of_the_code() -> None:
-    (for_users, _) = tables(DOCS / "reference" / "variables.md")
-    defaults = {row["variable"].strip("`"): row["default"].strip("`") for row in for_users}
+def test_each_environment_variable_is_documented() -> None:
+    assert sorted(variables()) == sorted(named("INMANTA_MITOGEN_"))
 
-    assert defaults[settings.LOGGED_VALUE_MAX_LEN_ENV_VAR] == str(
-        settings.DEFAULT_LOGGED_VALUE_MAX_LEN
-    )
+
+def test_the_readme_has_the_variables_of_the_log_with_their_defaults() -> None:
+    readme = {
+        row["variable"].strip("`"): row["default"].strip("`")
+        for table in tables(ROOT / "README.md")
+        for row in table
+        if "variable" in row
+    }
+
+    assert readme == {
+        settings.LOGGED_VALUE_MAX_LEN_ENV_VAR: str(settings.DEFAULT_LOGGED_VALUE_MAX_LEN),
+        settings.LOGGED_TRUNCATED_VALUE_ENV_VAR: settings.DEFAULT_LOGGED_TRUNCATED_VALUE_SUFFIX,
+    }
+
+
+def test_the_documented_defaults_are_those_of_the_code() -> None:
     assert (
-        defaults[settings.LOGGED_TRUNCATED_VALUE_ENV_VAR]
-        == settings.DEFAULT_LOGGED_TRUNCATED_VALUE_SUFFIX
-    )
-    assert defaults[settings.MAX_SIZE_ENV_VAR] == f"{settings.DEFAULT_MAX_SIZE >> 30} GiB"
-    assert (
-        defaults[settings.MAX_MESSAGE_SIZE_ENV_VAR]
-        == f"{settings.DEFAULT_MAX_MESSAGE_SIZE >> 20} MiB"
+        variables()
+        | {
+            settings.LOGGED_VALUE_MAX_LEN_ENV_VAR: str(settings.DEFAULT_LOGGED_VALUE_MAX_LEN),
+            settings.LOGGED_TRUNCATED_VALUE_ENV_VAR: settings.DEFAULT_LOGGED_TRUNCATED_VALUE_SUFFIX,
+            settings.MAX_SIZE_ENV_VAR: f"{settings.DEFAULT_MAX_SIZE >> 30} GiB",
+            settings.MAX_MESSAGE_SIZE_ENV_VAR: f"{settings.DEFAULT_MAX_MESSAGE_SIZE >> 20} MiB",
+        }
+        == variables()
     )
 
 
@@ -380,31 +391,49 @@ def public_exceptions() -> dict[str, type[BaseException]]:
     }
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "reference" / "exceptions.md"])
-def test_each_public_exception_is_in_the_table_with_what_it_also_is(page: pathlib.Path) -> None:
-    rows = [row for table in tables(page) for row in table if "exception" in row]
+def test_each_public_exception_is_documented_with_what_it_also_is() -> None:
+    found = definitions(DOCS / "reference" / "exceptions.md")
+    classes = {name: text for name, text in found.items() if name not in Cause.__members__}
 
-    assert {row["exception"].strip("`") for row in rows} == public_exceptions().keys()
-    for row in rows:
-        bases = {base.__name__ for base in public_exceptions()[row["exception"].strip("`")].mro()}
-        also = re.findall(r"`(?:[\w.]*\.)?(\w+)`", row["is also a"])
-        assert also, row
-        assert set(also) <= bases, row
+    assert classes.keys() == public_exceptions().keys()
+    for name, text in classes.items():
+        bases = {base.__name__ for base in public_exceptions()[name].mro()}
+        also = re.findall(r"`(?:[\w.]*\.)?(\w+)`", text.splitlines()[0])
+        assert also, name
+        assert set(also) <= bases, name
 
 
-def test_each_cause_is_in_the_table_with_its_advice() -> None:
-    causes = {
-        row["cause"].strip("`"): row for row in tables(DOCS / "reference" / "exceptions.md")[1]
-    }
+def test_each_cause_is_documented_with_its_advice() -> None:
+    found = definitions(DOCS / "reference" / "exceptions.md")
+    causes = {name: text for name, text in found.items() if name in Cause.__members__}
 
     assert list(causes) == [cause.name for cause in Cause]
     for cause in Cause:
-        assert causes[cause.name]["what to do"] == cause.value
-        assert len(causes[cause.name]["what happened"]) > 10
+        assert causes[cause.name].endswith(cause.value)
+        assert len(causes[cause.name]) > len(cause.value) + 10
+
+
+def test_the_samples_of_the_check_show_the_advice_of_their_cause() -> None:
+    samples = blocks(DOCS / "howto" / "check.md", "text")
+    failures = [re.findall(r"^  failed +(\w+), .*\n.*\n  advice +(.*)$", s, re.M) for s in samples]
+    shown = {cause: advice for found in failures for cause, advice in found}
+
+    assert len(shown) == 5
+    advices = {**{cause.name: cause.value for cause in Cause}, "PYTHON_NOT_FOUND": PYTHON_ADVICE}
+    assert shown == {cause: advices[cause] for cause in shown}
+
+
+def test_the_table_of_methods_has_each_method_of_a_proxy() -> None:
+    table = next(t for t in tables(DOCS / "reference" / "api.md") if "method" in t[0])
+    documented = [row["method"].strip("`").partition("(")[0] for row in table]
+    managed = {"connect", "disconnect", "context", "after_fork_in_child", "logger", "call_timeout"}
+    public = {name for name in vars(Proxy) if not name.startswith("_")} - managed
+
+    assert sorted(documented) == sorted(public)
 
 
 def test_causes_that_other_pages_name_exist() -> None:
-    mentioned = set(column(DOCS / "howto" / "user.md", "the error's cause"))
+    mentioned = set(column(DOCS / "howto" / "user.md", "cause"))
 
     assert mentioned
     assert mentioned <= set(Cause.__members__)
