@@ -318,7 +318,7 @@ def test_the_log_page_names_each_field_of_a_record(far: Proxy, records: Records)
         far.read("/nonexistent")
 
     succeeded, failed = records.calls
-    assert {*succeeded, *failed} == fields(DOCS / "log.md")
+    assert {*succeeded, *failed, "prefetched"} == fields(DOCS / "log.md")
     assert {*succeeded} == {*failed} - {"exception"} | {"result"}
 
 
@@ -426,7 +426,10 @@ def test_the_samples_of_the_check_show_the_advice_of_their_cause() -> None:
 def test_the_table_of_methods_has_each_method_of_a_proxy() -> None:
     table = next(t for t in tables(DOCS / "reference" / "api.md") if "method" in t[0])
     documented = [row["method"].strip("`").partition("(")[0] for row in table]
-    managed = {"connect", "disconnect", "context", "after_fork_in_child", "logger", "call_timeout"}
+    managed = {
+        *("connect", "disconnect", "context", "after_fork_in_child"),
+        *("begin_resource", "end_resource"),
+    }
     public = {name for name in vars(Proxy) if not name.startswith("_")} - managed
 
     assert sorted(documented) == sorted(public)
