@@ -6,10 +6,8 @@ the marks below.
 """
 
 import collections
-import contextlib
 import os
 import pickle
-import signal
 import stat
 import struct
 import sys
@@ -254,51 +252,3 @@ def _is_cheap(path: Any) -> bool:
         return True  # it fails in the same way
     # Files of /proc and the like have no size, and may block or lose what is read.
     return stat.S_ISREG(state.st_mode) and 0 < state.st_size <= MOST_PREFETCHED
-
-
-@mitogen.core.takes_econtext  # type: ignore[untyped-decorator]  # mitogen is not typed
-def cut(context_id: int, econtext: Any) -> None:
-    """
-    End an interpreter that was started from this one and does not leave by itself.
-
-    :param context_id: Its mitogen context id.
-    :param econtext: mitogen's description of this interpreter, which mitogen passes.
-    """
-    stream = econtext.router.stream_by_id(context_id)
-    if stream is not None and stream.protocol.remote_id == context_id:
-        kill_started(stream.conn.proc)
-        econtext.broker.defer(stream.on_disconnect, econtext.broker)
-
-
-def kill_started(process: Any) -> None:
-    """
-    Kill what was started for a connection (an interpreter, ssh, sudo, ...) and what that started in
-    turn, as far as this user may.
-
-    :param process: mitogen's ``Process`` of it.
-    """
-    # Looked up before the first is killed: its children would be init's from then on. They may be
-    # all that this user may kill, as when sudo to another user than root is stuck.
-    pids = [process.pid]
-    children = _children()
-    for pid in pids:
-        pids.extend(children.get(pid, []))
-    for pid in reversed(pids[1:]):
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
-    with contextlib.suppress(OSError):
-        process.kill()
-
-
-def _children() -> Dict[int, List[int]]:
-    """Of each process its children; empty where there is no Linux /proc."""
-    children = {}  # type: Dict[int, List[int]]
-    with contextlib.suppress(OSError):
-        for entry in os.listdir("/proc"):
-            if entry.isdigit():
-                with contextlib.suppress(OSError):
-                    with open(f"/proc/{entry}/stat", "rb") as file:
-                        # The command's name, in parentheses, may hold any character.
-                        parent = int(file.read().rpartition(b")")[2].split()[1])
-                    children.setdefault(parent, []).append(int(entry))
-    return children

@@ -21,6 +21,9 @@ NO_ROUTE = "no route to "
 # What is in the text of a dead message in the place of one above the maximum size.
 TOO_LARGE = "message too large"
 
+# What mitogen calls on a hop to connect the next one.
+proxy_connect = mitogen.parent._proxy_connect
+
 
 def broker_runs(router: mitogen.master.Router) -> bool:
     """Return whether a router's broker runs: mitogen ends it over an exception on its thread."""

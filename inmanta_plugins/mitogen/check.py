@@ -17,7 +17,7 @@ import inmanta_mitogen.facts
 import mitogen.core
 import mitogen.parent
 from inmanta_plugins.mitogen.connections import interpreters
-from inmanta_plugins.mitogen.connections.link import mitogen_options
+from inmanta_plugins.mitogen.connections.programs import mitogen_options
 from inmanta_plugins.mitogen.errors import ConnectError, PythonNotFoundError, RemoteException
 from inmanta_plugins.mitogen.proxy import Proxy
 from inmanta_plugins.mitogen.texts import bounded_text, describe_hop, hops_of

@@ -12,15 +12,22 @@ import enum
 import errno
 import re
 from collections.abc import Mapping
+from typing import Any, TypeVar, cast
 
 import mitogen.core
 from inmanta_plugins.mitogen.settings import LONGEST_DETAIL
-from inmanta_plugins.mitogen.texts import bounded_text, describe_hop
+from inmanta_plugins.mitogen.texts import bounded_text, describe_context, describe_hop
 
 README_NOTE = (
     "The README of the mitogen module, section 'Python on the host', tells how to choose the"
     " interpreter: the python_path of the mitogen::Context, or the python_cmd of the std::OS of a"
     " std::Host that has no context of its own."
+)
+
+
+SET_PYTHON_PATH = (
+    "Set the python_path of the context to an interpreter that is there, or to 'auto' for the best"
+    " one that can be found."
 )
 
 
@@ -57,13 +64,14 @@ class PythonNotFoundError(FileNotFoundError):
         self.found = found = bounded_text(found, LONGEST_DETAIL)
         program = first_of_python_path(serialized_context)
         self.missing = missing or program
-        super().__init__(errno.ENOENT, f"No such python interpreter on host {self.hop}", program)
+        where = describe_context(serialized_context)
+        super().__init__(errno.ENOENT, f"No such python interpreter on host {where}", program)
         self.add_note(README_NOTE)
 
     def __str__(self) -> str:
         what = f"{self.missing!r} is missing" if self.missing != self.filename else ""
         more = "; ".join(filter(None, (what, self.found)))
-        return f"{super().__str__()} ({more})" if more else super().__str__()
+        return f"{super().__str__()}{f' ({more})' if more else ''}. {SET_PYTHON_PATH}"
 
 
 def first_of_python_path(serialized_context: Mapping[str, object]) -> str:
@@ -92,6 +100,7 @@ class Cause(enum.Enum):
     PASSWORD_REQUIRED = (
         "Set the password of the context, or allow the user to do this without a password."  # noqa: S105
     )
+    EXPIRED = "Renew the user's password or account on that host."
     PASSWORD_WRONG = "Correct the password of the context."  # noqa: S105  # advice
     NOT_ALLOWED = "Check what the host allows the user to run (sudoers, doas.conf)."
     UNKNOWN_USER = "Check the username of the context: the host does not know that user."
@@ -121,6 +130,7 @@ class ConnectError(mitogen.core.StreamError):  # type: ignore[misc]  # mitogen i
     :param user: The user asked for, None where the context names none.
     :param cause: Why, as far as it is known; ``cause.value`` is one sentence of advice.
     :param detail: What came back.
+    :param where: The hop and each one before it; `hop` by default.
     """
 
     def __init__(
@@ -132,23 +142,43 @@ class ConnectError(mitogen.core.StreamError):  # type: ignore[misc]  # mitogen i
         user: str | None,
         cause: Cause,
         detail: str,
+        where: str = "",
     ) -> None:
         self.hop = hop
+        self.where = where or hop
         self.method = method
         self.address = address
         self.user = user
         self.cause = cause
         self.detail = detail = bounded_text(detail, LONGEST_DETAIL)
         # Not through mitogen's own Error.__init__, which takes '%' in a text for a format.
-        Exception.__init__(self, f"Cannot connect to {hop}: {detail.rstrip()}\n{cause.value}")
+        Exception.__init__(
+            self, f"Cannot connect to {self.where}: {detail.rstrip()}\n{cause.value}"
+        )
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_connect_error, (type(self), self.__dict__.copy()))
+        names = ("hop", "method", "address", "user", "cause", "detail", "where")
+        return (_connect_error, (type(self).__bases__, {n: self.__dict__[n] for n in names}))
 
 
-def _connect_error(cls: type[ConnectError], fields: dict[str, object]) -> ConnectError:
-    names = ("hop", "method", "address", "user", "cause", "detail")
-    return cls(**{name: fields[name] for name in names})  # type: ignore[arg-type]  # as pickled
+def _connect_error(bases: tuple[type, ...], fields: dict[str, Any]) -> ConnectError:
+    return combined(ConnectError, bases[-1])(**fields)
+
+
+E = TypeVar("E", bound=Exception)
+
+
+def combined(ours: type[E], other: type[Exception]) -> type[E]:
+    """
+    Return an exception class that both ``except`` clauses catch.
+
+    :param ours: A class of this module; the result is made and looks like it.
+    :param other: The class of the exception in whose place it is raised, such as
+        ``mitogen.sudo.PasswordError``.
+    """
+    if issubclass(ours, other):
+        return ours
+    return cast(type[E], type(ours.__name__, (ours, other), {"__module__": ours.__module__}))
 
 
 class RemoteException(Exception):  # noqa: N818  # the published name

@@ -182,10 +182,10 @@ def get_resource(package, name, econtext):
 
 def claim_as_child(context_id):
     """Makes this interpreter, as a hop, tell that the next context behind it is another one."""
-    import mitogen.parent
+    import inmanta_mitogen.hop
 
     def lie(name, method_name, kwargs, econtext):
         return {"id": context_id, "name": "mine", "msg": None}
 
     lie.mitogen_takes_econtext = True
-    mitogen.parent._proxy_connect = lie
+    inmanta_mitogen.hop.connect = lie

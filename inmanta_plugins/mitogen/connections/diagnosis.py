@@ -1,29 +1,29 @@
 """Why a connection failed: from what came back to the exception that says so."""
 
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 
 import mitogen.core
+from inmanta_mitogen.hop import WAITING
 from inmanta_plugins.mitogen.connections import interpreters
 from inmanta_plugins.mitogen.errors import (
     Cause,
     ConnectError,
     PythonNotFoundError,
+    combined,
     first_of_python_path,
 )
 from inmanta_plugins.mitogen.hosts.streams import NoisyError
-from inmanta_plugins.mitogen.texts import address_of, describe_hop, user_of
+from inmanta_plugins.mitogen.texts import address_of, describe_context, describe_hop, user_of
 
-# How many of the last lines that came back an error shows.
+# How many of the last lines that came back an error shows, and how much of each.
 SHOWN_LINES = 12
+LONGEST_SHOWN_LINE = 500
 
-# What mitogen puts before the lines that it received, and before an error on a hop.
-_WRAPPING = re.compile(
-    r"error occurred on host [^:\n]*: |EOF on stream; last 100 lines received:\n"
-)
-_HINT = re.compile(r"\n\nNote: many versions of .* for more information\.$", re.DOTALL)
-
-# The words of programs (in the C locale, or untranslated in any) and of mitogen. First match wins.
+# The words of programs (in the C locale, or untranslated in any) and of mitogen, as they stand in
+# one line. The last line that matches any wins. A host chooses what it says: no pattern may
+# take more than linear time, so none has two parts of open length.
 _SIGNS: tuple[tuple[Cause, tuple[str, ...]], ...] = (
     (
         Cause.HOST_KEY,
@@ -31,6 +31,15 @@ _SIGNS: tuple[tuple[Cause, tuple[str, ...]], ...] = (
             r"Host key verification failed",
             r"SSH reported an unrecognized or mismatching",
             r"SSH requested permission to accept unknown host key",
+        ),
+    ),
+    (
+        Cause.EXPIRED,
+        (
+            r"(account|[Pp]assword) (or password )?(has|is) expired",
+            r"required to change your password",
+            r"[Aa]uthentication token is no longer valid",
+            r"account validation failure",
         ),
     ),
     (
@@ -49,23 +58,24 @@ _SIGNS: tuple[tuple[Cause, tuple[str, ...]], ...] = (
         Cause.AUTHENTICATION,
         (
             r"SSH authentication is incorrect",
-            r"^([^@\s]+@[^:]+: )?Permission denied \(",
+            r"^([^@\s]{1,64}@[^:]{1,255}: )?Permission denied \(",
             r"Too many authentication failures",
         ),
     ),
     (Cause.UNKNOWN_HOST, (r"Could not resolve hostname",)),
-    (Cause.REFUSED, (r"ssh: connect to host .*: Connection refused",)),
+    (Cause.REFUSED, (r"^ssh: connect to host .*: Connection refused",)),
     (
         Cause.UNREACHABLE,
-        (r"ssh: connect to host .*: (.*timed out|No route to host|.*unreachable)",),
+        (r"^ssh: connect to host .*(timed out|No route to host|unreachable)",),
     ),
-    (Cause.TIMEOUT, (r"\AConnection timed out\.\Z", r"Failed to setup connection after")),
     (
         Cause.NO_ROOM,
         (
             r"Failed to create a PTY",
             r"Resource temporarily unavailable",
             r"Cannot allocate memory",
+            r"^MemoryError",
+            r"failed to map segment from shared object",
             r"Too many open files",
             r"No space left on device",
         ),
@@ -85,7 +95,7 @@ _SIGNS: tuple[tuple[Cause, tuple[str, ...]], ...] = (
         Cause.UNKNOWN_USER,
         (
             r"unknown user",
-            r"[Uu]ser \S+ does not exist",
+            r"[Uu]ser \S{1,64} does not exist",
             r"unable to find user",
             r"[Nn]o such user",
         ),
@@ -95,11 +105,11 @@ _SIGNS: tuple[tuple[Cause, tuple[str, ...]], ...] = (
         (
             r"[Nn]o such container",
             r"no container with name",
-            r"pods? \S+ not found",
-            r"[Cc]ontainer \S+ is not running",
+            r"pods? \S{1,300} not found",
+            r"[Cc]ontainer \S{1,300} is not running",
             r"container state improper",
             r"Instance not found",
-            r"jail \S+ not found",
+            r"jail \S{1,300} not found",
             r"failed to get (the )?init pid",
         ),
     ),
@@ -107,57 +117,174 @@ _SIGNS: tuple[tuple[Cause, tuple[str, ...]], ...] = (
         Cause.HOP_LOST,
         (
             r"respondent Context has disconnected",
-            r"no route to \d+, my ID is",
+            r"no route to \d{1,20}, my ID is",
             r"Broker (has exitted|began to shut down)",
         ),
     ),
 )
 _SIGN_PATTERNS = tuple(
-    (cause, re.compile("|".join(f"(?:{sign})" for sign in signs), re.MULTILINE))
-    for cause, signs in _SIGNS
+    (cause, re.compile("|".join(f"(?:{sign})" for sign in signs))) for cause, signs in _SIGNS
 )
 
-_NOT_STARTED = re.compile(r"Child start failed: (?P<why>.*?)\. Command was: ", re.DOTALL)
+# A server that has more to do than it accepts (MaxStartups), or that is just being started.
+_TRY_AGAIN = re.compile(
+    r"^((kex|ssh)_exchange_identification: (read: )?Connection (reset|closed)|Connection reset by )"
+)
+
+# What mitogen puts before what it received, once for each hop; and before an error of the system.
+_ON_HOST = re.compile(r"error occurred on host [^:\n]{0,300}: ")
+_END_OF_STREAM = "EOF on stream; last 100 lines received:\n"
+_NOT_STARTED = "Child start failed: "
+_TIMED_OUT = "Connection timed out."
+# What mitogen adds for some methods; its own marks, and what ssh says when all is well.
+_HINT = "\n\nNote: many versions of "
+_OF_NO_USE = re.compile(
+    r"(MITO00[012]$|Warning: Permanently added |Authenticated to "
+    r"|Transferred: |Bytes per sec)"
+)
+
+_MISSING_MODULE = re.compile(r"^(?:ModuleNotFound|Import)Error: No module named '?([\w.]{1,100})")
+_TRACED_FILE = re.compile(r'^\s{0,4}File "([^"]{1,400})/(\w{1,50})\.py"')
+# The end of the first statement of mitogen's first stage, and of the probe: who shows it was given
+# it as an argument, and could make nothing of it.
+_SOURCE = "sys.path=[p for p in sys.path"
 
 
 class HopLost(mitogen.core.StreamError):  # type: ignore[misc]  # mitogen is not typed
     """The hop before the one to connect hung or went."""
 
 
+class _Said:
+    """What came back from a connection that failed, in lines of bounded length."""
+
+    def __init__(self, text: str) -> None:
+        while wrapping := _ON_HOST.match(text):
+            text = text[wrapping.end() :]
+        text = text.removeprefix(_END_OF_STREAM)
+        self.not_started = text.startswith(_NOT_STARTED)
+        if self.not_started:
+            text = text[len(_NOT_STARTED) :].partition(". Command was: ")[0]
+        text = text.rpartition(_HINT)[0] or text
+        lines = [line[:LONGEST_SHOWN_LINE] for line in text.strip().splitlines()]
+        self.timed_out = lines[:1] == [_TIMED_OUT]
+        self.lines = [line for line in lines if not _OF_NO_USE.match(line)]
+
+    def __str__(self) -> str:
+        return _shown(self.lines) or "the connection was closed without a word"
+
+    @property
+    def waiting(self) -> str:
+        """The prompt at which it waited when it timed out."""
+        last = self.lines[-1] if self.timed_out and self.lines else ""
+        return last.removeprefix(WAITING) if last.startswith(WAITING) else ""
+
+    def cause(self) -> Cause:
+        """Return the cause, as far as it stands in the words."""
+        # Before a time-out anything may have come, such as the host's message of the day.
+        lines = self.lines[-3:] if self.timed_out else self.lines
+        for line in reversed(lines):
+            for cause, pattern in _SIGN_PATTERNS:
+                if pattern.search(line):
+                    return cause
+        if self.waiting:
+            second_factor = re.search(r"(?i)code|token|otp|factor|passcode", self.waiting)
+            return Cause.AUTHENTICATION if second_factor else Cause.PASSWORD_REQUIRED
+        if any(line.startswith("Traceback (most recent call last)") for line in self.lines):
+            return Cause.PYTHON_FAILED
+        if self.timed_out:
+            return Cause.TIMEOUT
+        return Cause.PROGRAM_MISSING if self.not_started else Cause.OTHER
+
+
+def _shown(lines: Sequence[str]) -> str:
+    kept = [line for line in lines if _SOURCE not in line]
+    if len(kept) < len(lines):
+        kept.append("it is not a Python interpreter: it does not take -c with a program")
+    return "\n".join([*kept[-SHOWN_LINES:], *filter(None, [_about_python(kept)])])
+
+
+def _about_python(lines: Sequence[str]) -> str:
+    """Say what is wrong with a Python that ended with a traceback, where that can be known."""
+    for line in lines:
+        if missing := _MISSING_MODULE.match(line):
+            return (
+                f"This Python lacks the module {missing[1]}: install its whole standard library"
+                " (python3-minimal of Debian and Ubuntu lacks it, the package python3 has it)."
+            )
+    for line in lines:
+        file = _TRACED_FILE.match(line)
+        if file and file[2] in sys.stdlib_module_names and "python" not in file[1].lower():
+            return (
+                f"{file[1]}/{file[2]}.py takes the place of a module of the standard library:"
+                " rename it, or take its directory out of PYTHONPATH."
+            )
+    return ""
+
+
+def try_again(failure: Exception) -> bool:
+    """
+    Return whether a server closed the connection before it asked for anything.
+
+    :param failure: What mitogen raised.
+    """
+    return any(map(_TRY_AGAIN.match, _Said(str(failure)).lines))
+
+
 def diagnose(
-    hop: Mapping[str, object], failure: Exception, probe: Callable[[], str]
+    hop: Mapping[str, object], failure: Exception, probe: Callable[[], str], command: str
 ) -> ConnectError | PythonNotFoundError:
     """
-    :param hop: The serialized context that could not be connected.
+    Return the exception to raise for a hop that could not be connected.
+
+    :param hop: The serialized context of the hop.
     :param failure: What mitogen raised.
     :param probe: Runs :func:`interpreters.probe_command` on the hop and returns what came back.
         Called only where the failure may be the interpreter's: it is a connection of its own.
-    :return: The exception to raise.
+    :param command: What was run to connect it.
     """
+    error = _diagnose(hop, failure, probe, command)
+    if type(failure).__module__ == __name__ or isinstance(failure, NoisyError):
+        return error
+    # Who catches mitogen's exceptions by their class goes on to catch them.
+    error.__class__ = combined(type(error), type(failure))
+    return error
+
+
+def _diagnose(
+    hop: Mapping[str, object], failure: Exception, probe: Callable[[], str], command: str
+) -> ConnectError | PythonNotFoundError:
     text = str(failure)
     if isinstance(failure, NoisyError):
         return _connect_error(hop, Cause.OTHER, text)
-    cause = _cause_of(hop, failure, text)
-    if cause is not Cause.OTHER:
-        return _connect_error(hop, cause, _what_came_back(text))
+    if isinstance(failure, HopLost):
+        return _connect_error(hop, Cause.HOP_LOST, text)
+    said = _Said(text)
+    cause = said.cause()
+    # What a local hop could not start is the interpreter: ask which ones are there.
+    not_started = said.not_started and hop["method_name"] == "local"
+    if cause not in (Cause.OTHER, Cause.PYTHON_FAILED) and not not_started:
+        return _connect_error(hop, cause, _with_advice(hop, said))
     # A search for an interpreter ("auto") that ended without one has reported already.
-    report = interpreters.parse_report(text) or interpreters.parse_report(probe())
+    report = interpreters.parse_report(text)
     if report is None:
-        return _connect_error(hop, Cause.OTHER, _what_came_back(text))
-    return _from_report(hop, report, text)
+        text = probe()
+        report = interpreters.parse_report(text)
+    error = report and _from_report(hop, report)
+    if error:
+        return error
+    again = _Said(text)
+    if again.cause() is not Cause.OTHER and cause is Cause.OTHER:
+        return _connect_error(hop, again.cause(), _with_advice(hop, again))
+    if again.lines and not said.lines and report is None:
+        said = again
+    shown = f"{said}\nThe command was: {command}" if command and cause is Cause.OTHER else str(said)
+    return _connect_error(hop, cause, shown)
 
 
-def unprepared(hop: Mapping[str, object], failure: Exception, version: str) -> ConnectError:
-    """
-    :param hop: The serialized context whose interpreter was connected, and could not be prepared.
-    :param failure: What came of that.
-    :param version: The version of its Python, empty where it could not tell.
-    :return: The exception to raise.
-    """
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    if numbers and numbers < interpreters.MINIMUM:
-        return _too_old(hop, first_of_python_path(hop), version)
-    return _connect_error(hop, _cause_of(hop, failure, str(failure)), _what_came_back(str(failure)))
+def _with_advice(hop: Mapping[str, object], said: _Said) -> str:
+    if said.waiting and hop.get("password") and hop["method_name"] in ("su", "doas"):
+        return f"{said}\nIf that asks for the password, set password_prompt to it."
+    return str(said)
 
 
 def _too_old(
@@ -169,8 +296,8 @@ def _too_old(
 
 
 def _from_report(
-    hop: Mapping[str, object], report: interpreters.Report, text: str
-) -> ConnectError | PythonNotFoundError:
+    hop: Mapping[str, object], report: interpreters.Report
+) -> ConnectError | PythonNotFoundError | None:
     requested = report.requested
     found = interpreters.describe_found(report)
     program = requested.name or first_of_python_path(hop)
@@ -182,31 +309,27 @@ def _from_report(
         detail = f"the user may not execute {program}; {found}"
         return _connect_error(hop, Cause.PYTHON_DENIED, detail)
     if requested.status is interpreters.Status.FAILED:
-        said = f" ({requested.output})" if requested.output else ""
+        output = _shown([line[:LONGEST_SHOWN_LINE] for line in requested.output.splitlines()])
+        said = f" ({output})" if output else ""
         detail = f"{program} ended with status {requested.exit_status}{said}; {found}"
         return _connect_error(hop, Cause.PYTHON_FAILED, detail)
-    return _connect_error(hop, Cause.OTHER, _what_came_back(text))
+    return None
 
 
-def _cause_of(hop: Mapping[str, object], failure: Exception, text: str) -> Cause:
-    if isinstance(failure, HopLost):
-        return Cause.HOP_LOST
-    not_started = _NOT_STARTED.search(text)
-    if not_started and hop["method_name"] == "local":
-        return Cause.OTHER  # what could not be started is the interpreter: ask which ones are there
-    bare = _WRAPPING.sub("", text)
-    for cause, pattern in _SIGN_PATTERNS:
-        if pattern.search(bare):
-            return cause
-    return Cause.PROGRAM_MISSING if not_started else Cause.OTHER
+def unprepared(hop: Mapping[str, object], failure: Exception) -> ConnectError:
+    """
+    Return the exception to raise for an interpreter that was connected, and can't be used.
 
-
-def _what_came_back(text: str) -> str:
-    not_started = _NOT_STARTED.search(text)
-    if not_started:
-        return not_started["why"]
-    lines = _HINT.sub("", _WRAPPING.sub("", text)).strip().splitlines()
-    return "\n".join(lines[-SHOWN_LINES:]) or "the connection was closed without a word"
+    :param hop: The serialized context of the hop.
+    :param failure: What came of preparing it.
+    """
+    if isinstance(failure, mitogen.core.TimeoutError):
+        return _connect_error(hop, Cause.TIMEOUT, f"{_TIMED_OUT} Its Python runs, and is silent.")
+    said = _Said(str(failure))
+    if any("builtins" in line for line in said.lines):
+        return _too_old(hop, first_of_python_path(hop), "2.7")  # mitogen runs there on no other 2
+    cause = Cause.HOP_LOST if isinstance(failure, HopLost) else said.cause()
+    return _connect_error(hop, cause, str(said))
 
 
 def _connect_error(hop: Mapping[str, object], cause: Cause, detail: str) -> ConnectError:
@@ -217,4 +340,5 @@ def _connect_error(hop: Mapping[str, object], cause: Cause, detail: str) -> Conn
         user=user_of(hop),
         cause=cause,
         detail=detail,
+        where=describe_context(hop),
     )

@@ -63,7 +63,10 @@ _MOST_OUTPUT = 1500
 # for a virtual environment, which would be lost.
 _PYTHON = (
     "import sys;sys.path=[p for p in sys.path if p];"
-    "import binascii,fcntl,os,pty,select,zlib,_socket,_struct;"
+    "import binascii,fcntl,logging,math,os,pickle,pty,select,socket,termios,threading,zlib;"
+    "d=os.path.dirname;"
+    "b=[m.__file__ for m in (pickle,pty,socket,threading) if d(m.__file__)!=d(os.__file__)];"
+    "b and sys.exit(b[0]+' takes the place of a module of the standard library');"
     "v=sys.version_info;e=sys.executable;g=getattr;"
     f"r=v[0]==3 and v[:2]>={MINIMUM} and v[1]+100*(v[3]=='final' and"
     " sys.implementation.name=='cpython' and not hasattr(sys,'gettotalrefcount'));"

@@ -1,23 +1,28 @@
 """One hop of a context: how it is connected, whether it lives, and how it is ended."""
 
 import contextlib
-import functools
 import os
-import platform
+import random
 import select
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 
 import inmanta_mitogen
 import inmanta_mitogen.dispatch
+import inmanta_mitogen.hop
 import mitogen.core
 import mitogen.master
 import mitogen.parent
 from inmanta_plugins.mitogen import _mitogen
 from inmanta_plugins.mitogen.connections import interpreters
-from inmanta_plugins.mitogen.connections.diagnosis import HopLost, diagnose, unprepared
-from inmanta_plugins.mitogen.contexts.options import SECRET_OPTIONS
+from inmanta_plugins.mitogen.connections.diagnosis import HopLost, diagnose, try_again, unprepared
+from inmanta_plugins.mitogen.connections.programs import (
+    check_identity_file,
+    mitogen_options,
+    shown_command,
+)
 from inmanta_plugins.mitogen.hosts.answers import UnreadableError, read_answer
 from inmanta_plugins.mitogen.hosts.router import AgentRouter
 from inmanta_plugins.mitogen.hosts.served import PREPARE_HOST
@@ -25,24 +30,10 @@ from inmanta_plugins.mitogen.settings import HOP_GRACE, LEAVE_TIMEOUT
 
 Serialized = Mapping[str, object]
 
-
-def mitogen_options(hop: Serialized) -> dict[str, object]:
-    """
-    :param hop: A serialized context.
-    :return: What mitogen's ``Router.connect`` takes for it, without the method and the hop before.
-    """
-    options = {
-        key: value
-        for key, value in hop.items()
-        if value is not None and key not in ("method_name", "name", "via")
-    }
-    for key in SECRET_OPTIONS & options.keys():
-        # Masks itself wherever mitogen, here or on a hop, logs the arguments of a connection.
-        options[key] = mitogen.core.Secret(options[key])
-    if interpreters.is_auto(options.get("python_path")):
-        options["python_path"] = interpreters.auto_command()
-    options["name"] = hop.get("name") or None
-    return options
+# What is given to what comes last when hardly anything of the connect_timeout is left, in seconds.
+_LEAST_TIMEOUT = 0.5
+# How often a connection is tried that the server ends at once: it has too many at the moment.
+_MOST_ATTEMPTS = 6
 
 
 class Link:
@@ -62,6 +53,8 @@ class Link:
         self.via = via
         self.router = router
         self._pid = os.getpid()
+        # All that is tried to connect it has to be over by then.
+        self._deadline = time.monotonic() + _seconds(hop)
         self._gone = threading.Event()
         # A hop runs one call at a time: its deadline must not start while it serves another.
         self._connecting = threading.Lock()
@@ -87,7 +80,7 @@ class Link:
         :param hop: The serialized context of the hop.
         :raises ConnectError: It is too old for what is called there, or was lost again.
         """
-        bounded = _BoundedHop(self.context, _seconds(hop))
+        bounded = _BoundedHop(self.context, self._seconds_left())
         # Before the question, so that the host has what it is told to load and need not ask for it.
         self.allow(inmanta_mitogen.dispatch.call)
         self.allow(inmanta_mitogen.lexists)
@@ -100,13 +93,8 @@ class Link:
             raise
         else:
             return
-        version: object = ""
-        with contextlib.suppress(mitogen.core.Error):
-            version = bounded.call(platform.python_version)
         self.end(LEAVE_TIMEOUT)
-        # Python 2 calls bytes a string.
-        text = version.decode() if isinstance(version, bytes) else str(version)
-        raise unprepared(hop, failure, text) from None
+        raise unprepared(hop, failure) from None
 
     def allow(self, function: Callable[..., object]) -> bool:
         """
@@ -123,23 +111,36 @@ class Link:
     def _connect(self, hop: Serialized) -> mitogen.parent.Context:
         method = str(hop["method_name"])
         options = mitogen_options(hop)
-        start = functools.partial(self._start, method)
-        try:
-            return start(options)
-        except (mitogen.core.Error, OSError) as error:
-            failure = error
+        if self.via is None:
+            check_identity_file(hop)
+
+        def start(**more: object) -> mitogen.parent.Context:
+            return self._start(method, {**options, "connect_timeout": self._seconds_left(), **more})
+
+        for attempt in range(_MOST_ATTEMPTS):
+            try:
+                return start()
+            except (mitogen.core.Error, OSError) as error:
+                failure = error
+            pause = random.uniform(0.5, 1) * 0.2 * 2**attempt  # noqa: S311  # no secret
+            if not try_again(failure) or pause > self._seconds_left():
+                break
+            time.sleep(pause)
 
         def probe() -> str:
             requested = self._python_argv(method, options)
             if requested:
                 try:
-                    start(options | {"python_path": interpreters.probe_command(requested)})
+                    start(python_path=interpreters.probe_command(requested))
                 except (mitogen.core.Error, OSError) as report:
                     return str(report)
             return ""
 
         # From None: the diagnosis holds what came back, and mitogen's own text is a stream dump.
-        raise diagnose(hop, failure, probe) from None
+        raise diagnose(hop, failure, probe, shown_command(hop)) from None
+
+    def _seconds_left(self) -> float:
+        return max(_LEAST_TIMEOUT, self._deadline - time.monotonic())
 
     def _python_argv(self, method: str, options: Mapping[str, object]) -> list[str]:
         """What mitogen starts for the interpreter; empty where only the hop before knows that."""
@@ -166,30 +167,18 @@ class Link:
         with self._connecting:
             if self._has_connected:
                 self.context.send(_mitogen.order_own(_mitogen.forget_ended))
+            self.allow(inmanta_mitogen.hop.connect)
             try:
                 yield _BoundedHop(self.context, seconds)
                 self._has_connected = True
             except mitogen.core.TimeoutError:
-                self.cut_if_silent()
+                self.cut()
                 raise HopLost(f"it did not answer for {seconds:.0f} seconds") from None
 
     def _order(self, function: Callable[..., object], *args: object) -> None:
         """Have the interpreter call a function once it can, and wait for nothing."""
         self.allow(function)
         self.context.send(_mitogen.order(function, *args))
-
-    def cut_if_silent(self) -> None:
-        """Cut this link, and each one before it that doesn't answer a simple call either."""
-        self.cut()
-        link = self.via
-        while link is not None and not link._connecting.locked():
-            with link._connecting:
-                try:
-                    _BoundedHop(link.context, 2.0).call(os.getpid)
-                    return
-                except mitogen.core.Error:
-                    link.cut()
-            link = link.via
 
     @property
     def inherited(self) -> bool:
@@ -235,14 +224,14 @@ class Link:
 
     def cut(self) -> None:
         """End the link on this side, or have the hop before it do so, whatever the host does."""
-        stream = self._stream()
-        if stream is not None and stream.protocol.remote_id == self.context.context_id:
-            self.router.disconnect_stream(stream)
-            # Mitogen would end it as well, but politely first, and the broker waits for that.
-            inmanta_mitogen.dispatch.kill_started(stream.conn.proc)
-        elif stream is not None and self.via is not None:
-            with contextlib.suppress(mitogen.core.Error):  # the router may be ending
-                self.via._order(inmanta_mitogen.dispatch.cut, self.context.context_id)
+        stream, context_id = self._stream(), self.context.context_id
+        # What there is goes through the broker and the hops, and these may be ending.
+        with contextlib.suppress(mitogen.core.Error):
+            if stream is not None and stream.protocol.remote_id == context_id:
+                broker = self.router.broker
+                broker.defer(inmanta_mitogen.hop.end, stream.conn, broker)
+            elif stream is not None and self.via is not None:
+                self.via._order(inmanta_mitogen.hop.cut, context_id)
         self._gone.set()
 
 
@@ -297,6 +286,14 @@ class _BoundedHop:
         self._seconds = seconds
 
     def call(self, function: Callable[..., object], *args: object, **kwargs: object) -> object:
+        """As mitogen's ``Context.call``, with a limit of time."""
+        if function is _mitogen.proxy_connect:
+            # Ours tells more of a failure. Mitogen's is for a hop that can't run it: Python 2.7.
+            with contextlib.suppress(mitogen.core.CallError):
+                return self._ask(inmanta_mitogen.hop.connect, *args, **kwargs)
+        return self._ask(function, *args, **kwargs)
+
+    def _ask(self, function: Callable[..., object], *args: object, **kwargs: object) -> object:
         receiver = self._context.call_async(function, *args, **kwargs)
         try:
             answer = receiver.get(timeout=self._seconds)

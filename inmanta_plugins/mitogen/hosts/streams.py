@@ -14,13 +14,14 @@ from typing import Any
 
 import mitogen.core
 import mitogen.parent
+from inmanta_mitogen import hop
 
 LOGGER = logging.getLogger(__name__)
 
-MOST_BEFORE_CONNECTED = 128 * 1024
+MOST_BEFORE_CONNECTED = 8 * 1024 * 1024
 """What may come from a host before its Python runs, in bytes: banners, prompts, messages."""
 LONGEST_LINE = 16 * 1024
-"""What a line may have there, and what one on stderr, in bytes."""
+"""What is kept of a line there, and of one on stderr, in bytes: its end."""
 MOST_TO_CONNECT = 4 * 1024 * 1024
 """What may wait to be sent to a host before its Python runs, in bytes."""
 STDERR_BURST = 256 * 1024
@@ -117,11 +118,15 @@ class GuardedStream(mitogen.core.Stream):  # type: ignore[misc]  # mitogen is no
             return
         protocol = self.protocol
         protocol.on_receive(broker, data)
-        if len(getattr(protocol, "_trailer", b"")) > LONGEST_LINE:
-            self._fail(f"it sent a line of more than {LONGEST_LINE // 1024} KiB")
+        self._shorten_line(protocol)
         writer = getattr(protocol, "_writer", None)
         if writer is not None and writer._len > MOST_TO_CONNECT:
             self._fail("it asked for mitogen's source again and again")
+
+    def _shorten_line(self, protocol: mitogen.core.Protocol) -> None:
+        # Not a MitogenProtocol, which the stream may have by now.
+        if len(getattr(protocol, "_trailer", b"")) > LONGEST_LINE:
+            protocol._trailer = protocol._trailer[-LONGEST_LINE // 2 :]
 
     def _fail(self, what: str) -> None:
         self.conn._fail_connection(NoisyError(f"{what} before its Python ran"))
@@ -137,10 +142,8 @@ class GuardedStream(mitogen.core.Stream):  # type: ignore[misc]  # mitogen is no
             self._dropped += len(data)
             return
         self._dropped = 0
-        protocol = self.protocol
-        protocol.on_receive(broker, data)
-        if len(getattr(protocol, "_trailer", b"")) > LONGEST_LINE:
-            protocol._trailer = b""
+        self.protocol.on_receive(broker, data)
+        self._shorten_line(self.protocol)
 
 
 @functools.cache
@@ -150,7 +153,7 @@ def guarded(connection_class: type[Any]) -> type[Any]:
     :return: The same with guarded streams.
     """
 
-    class Guarded(connection_class):  # type: ignore[misc]  # mitogen is not typed
+    class Guarded(hop.watched(connection_class)):  # type: ignore[misc]  # mitogen is not typed
         def stream_factory(self) -> mitogen.core.Stream:
             return GuardedStream.in_place_of(super().stream_factory())
 

@@ -1,0 +1,96 @@
+"""What is started for a connection, on the agent or on the hop before: ssh, sudo, docker, …"""
+
+import os
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import mitogen.core
+import mitogen.parent
+from inmanta_plugins.mitogen.connections import interpreters
+from inmanta_plugins.mitogen.contexts.options import SECRET_OPTIONS
+from inmanta_plugins.mitogen.errors import Cause, ConnectError
+from inmanta_plugins.mitogen.texts import address_of, describe_context, describe_hop, user_of
+
+# The user's ssh configuration is read; this is what must not be taken from it. A terminal changes
+# what is sent, and who ends a connection that others share ends theirs. What the context has in its
+# own ssh_args comes first and is what ssh uses.
+_SSH_ARGS = ("-T", "-o", "ControlMaster=no", "-o", "ControlPath=none")
+# An error for the ssh of a hop that is older than 7.6 (RHEL 7).
+_SSH_ARGS_ON_AGENT = ("-o", "RemoteCommand=none")
+
+
+def mitogen_options(hop: Mapping[str, object]) -> dict[str, Any]:
+    """
+    Return what mitogen's ``Router.connect`` takes for a hop, without the method and the hop before.
+
+    :param hop: A serialized context.
+    """
+    options: dict[str, Any] = {
+        key: value
+        for key, value in hop.items()
+        if value is not None and key not in ("method_name", "name", "via")
+    }
+    for key in SECRET_OPTIONS & options.keys():
+        # Masks itself wherever mitogen, here or on a hop, logs the arguments of a connection.
+        options[key] = mitogen.core.Secret(options[key])
+    if interpreters.is_auto(options.get("python_path")):
+        options["python_path"] = interpreters.auto_command()
+    if hop["method_name"] == "ssh":
+        own = _SSH_ARGS if hop.get("via") else _SSH_ARGS + _SSH_ARGS_ON_AGENT
+        options["ssh_args"] = [*options.get("ssh_args", ()), *own]
+    options["name"] = hop.get("name") or None
+    return options
+
+
+def check_identity_file(hop: Mapping[str, object]) -> None:
+    """
+    Check that ssh on the agent will find the key of a hop.
+
+    :param hop: The serialized context of a hop that is next to the agent.
+    :raises ConnectError: Its identity file is not there, and it has no password either.
+    """
+    path = hop.get("identity_file")
+    # Of tokens (%h) and variables only ssh knows what they stand for.
+    if not path or "%" in str(path) or "$" in str(path) or hop.get("password"):
+        return
+    if os.path.exists(os.path.expanduser(str(path))):
+        return
+    raise ConnectError(
+        hop=describe_hop(hop),
+        method=str(hop["method_name"]),
+        address=address_of(hop),
+        user=user_of(hop),
+        cause=Cause.AUTHENTICATION,
+        detail=f"the identity file {path} does not exist on the agent",
+        where=describe_context(hop),
+    )
+
+
+class _Bare(mitogen.parent.Connection):  # type: ignore[misc]  # mitogen is not typed
+    """The last ancestor of a connection: a short command in the place of mitogen's program."""
+
+    argv: list[str]
+
+    def get_boot_command(self) -> list[str]:
+        return self.argv
+
+
+def shown_command(hop: Mapping[str, object], *arguments: str) -> str:
+    """
+    Return the command that connects a hop, as it is typed into a shell; it holds no secret.
+
+    :param hop: A serialized context.
+    :param arguments: What the interpreter is given in the place of mitogen's program: ``-V``.
+    """
+    method = mitogen.parent.get_connection_class(hop["method_name"])
+    options = method.options_class(max_message_size=0, **mitogen_options(hop))
+    python = hop.get("python_path") or options.python_path
+    argv = [
+        *(python if isinstance(python, list | tuple) else [str(python)]),
+        *(arguments or ["-V"]),
+    ]
+    if method is not mitogen.parent.Connection:
+        connection = type("Bare", (method, _Bare), {"argv": argv})(options, None)
+        argv = [str(word) for word in connection.get_boot_command()]
+    return shlex.join(argv)
