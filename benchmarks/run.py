@@ -26,7 +26,11 @@ from testbed.processes import no_orphans, working_directory
 
 HERE = pathlib.Path(__file__).parent
 # Compiled modules are kept, as where this module is installed.
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+ENVIRONMENT = {
+    name: text
+    for name, text in os.environ.items()
+    if name not in ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH")
+}
 MB = 10**6
 # Each way; there and back it is twice that.
 LATENCY = 0.025

@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import ctypes
 import gc
+import getpass
 import json
 import logging
 import os
@@ -189,7 +190,7 @@ class Inmanta(Subject):
             "content": "content",
             "hash": digest,
             "permissions": 644,
-            "owner": None,
+            "owner": getpass.getuser(),
             "group": None,
             "managed": True,
             "purged": False,
