@@ -5,6 +5,7 @@ compiled, exported and deployed.
 
 import collections.abc
 import dataclasses
+import grp
 import json
 import os
 import pathlib
@@ -214,6 +215,39 @@ def test_a_command_that_fails_fails_its_resource(project: Project, tmp_path: pat
 
     assert project.ctx is not None
     assert "no space left" in logged(project)
+
+
+def test_authorized_keys_are_deployed(project: Project, tmp_path: pathlib.Path) -> None:
+    group = grp.getgrgid(os.getegid()).gr_name
+    project.compile(
+        f"import mitogen\nimport ssh\n{HERE}\n"
+        f'ssh::SSHUser(host=host, home_dir="{tmp_path}", user="{ME}", group="{group}",\n'
+        '    ssh_keys=[ssh::Key(name="laptop", public_key="AAAAC3Nz")])'
+    )
+
+    project.deploy_resource("fs::Directory", change=const.Change.created)
+    project.deploy_resource("fs::File", change=const.Change.created)
+    project.deploy_resource("fs::File", change=const.Change.nochange)
+
+    keys = tmp_path / ".ssh" / "authorized_keys"
+    assert "AAAAC3Nz" in keys.read_text()
+    assert stat.S_IMODE(keys.stat().st_mode) == 0o600
+
+
+@support.requires("groupadd")
+@support.requires_root
+def test_a_group_is_made_once(project: Project) -> None:
+    name = f"mitogen-{secrets.token_hex(4)}"
+    project.compile(f'import mitogen\nimport user\n{HERE}\nuser::Group(host=host, name="{name}")')
+
+    try:
+        with support.machine_lock("users"):
+            project.deploy_resource("exec::Run")
+        assert grp.getgrnam(name)
+        with support.machine_lock("users"):
+            project.deploy_resource("exec::Run")
+    finally:
+        subprocess.run([str(support.find_program("groupdel")), name], check=False)
 
 
 @support.requires("dpkg")
