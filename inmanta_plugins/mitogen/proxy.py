@@ -7,7 +7,7 @@ import time
 import types
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import Any, ParamSpec, Self, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypedDict, TypeVar, cast
 
 import inmanta.agent.handler
 
@@ -15,7 +15,6 @@ import inmanta_mitogen
 import inmanta_mitogen.chunks
 import mitogen.parent
 from inmanta_mitogen.dispatch import PACK
-from inmanta_mitogen.staged import Buffer, StagedWrite, as_bytes
 from inmanta_plugins.mitogen import settings
 from inmanta_plugins.mitogen.calls import prefetch, request, transfers
 from inmanta_plugins.mitogen.calls.call import Answer, Call
@@ -34,6 +33,9 @@ from inmanta_plugins.mitogen.errors import (
     RemoteException,
 )
 from inmanta_plugins.mitogen.texts import describe_context
+
+if TYPE_CHECKING:
+    from inmanta_mitogen.staged import Buffer
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -491,7 +493,7 @@ class Proxy(ForkAware):
         """
         self.remote_call(os.mkdir, path)
 
-    def put(self, path: str, content: Buffer, *, in_place: bool = False) -> None:
+    def put(self, path: str, content: "Buffer", *, in_place: bool = False) -> None:
         """
         Write a file: see :func:`inmanta_mitogen.put` for what is kept and what is promised.
 
@@ -502,6 +504,8 @@ class Proxy(ForkAware):
         """
         data: Any = content
         if isinstance(content, bytearray | memoryview):
+            from inmanta_mitogen.staged import as_bytes
+
             data = bytes(as_bytes(content))
         if isinstance(data, bytes) and len(data) > PACK:
             view = memoryview(data)
@@ -616,6 +620,9 @@ class Proxy(ForkAware):
             )
             connection.send(inmanta_mitogen.chunks.send, message, call.inbox.put)
             transfers.fetch_file(call, connection, staged, max_size, progress)
+
+        # Imported late: the import of this module should not wait for it.
+        from inmanta_mitogen.staged import StagedWrite
 
         with StagedWrite(os.fspath(local_path)) as staged:
             self._carry_out(call, attempt)
