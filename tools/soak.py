@@ -28,10 +28,11 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import mitogen.core
+import psutil
 
 from inmanta_plugins.mitogen import (
     CallTimeoutError,
@@ -183,25 +184,26 @@ def worker(proxy: Proxy, work: Work, seed: str, stop: threading.Event) -> None:
 # Faults
 
 
-def processes() -> Iterator[tuple[int, int, str]]:
-    """The id, the parent and the command line of each process that has not ended."""
-    for entry in pathlib.Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-                line = (
-                    (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                )
-                if state not in "ZX":
-                    yield int(entry.name), int(parent), line
+def command_line(process: psutil.Process) -> str:
+    """Return the command line of a process, empty where it has ended."""
+    with contextlib.suppress(psutil.Error):
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return " ".join(process.cmdline())
+    return ""
 
 
-def descendants(root: int) -> dict[int, str]:
-    table = {pid: (parent, line) for pid, parent, line in processes()}
-    found = {root}
-    while more := {pid for pid, (parent, _) in table.items() if parent in found} - found:
-        found |= more
-    return {pid: table[pid][1] for pid in found - {root} if pid in table}
+def descendants() -> dict[int, str]:
+    children = psutil.Process().children(recursive=True)
+    return {each.pid: line for each in children if (line := command_line(each))}
+
+
+def in_sessions(host: SshHost) -> dict[int, str]:
+    """Return the processes of those who are logged in, and their command lines."""
+    found = {}
+    for pid in host.session_pids():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found[pid] = command_line(psutil.Process(pid))
+    return found
 
 
 class Faults:
@@ -211,14 +213,13 @@ class Faults:
         self._host, self._rng = host, rng
 
     def interpreter_killed(self) -> None:
-        self._kill_one(self._session_processes("(mitogen:"))
+        self._kill_one(in_sessions(self._host), "(mitogen:")
 
     def sudo_killed(self) -> None:
-        self._kill_one(self._session_processes("sudo "))
+        self._kill_one(in_sessions(self._host), "sudo ")
 
     def ssh_killed(self) -> None:
-        mine = descendants(os.getpid())
-        self._kill_one([pid for pid, line in mine.items() if self._host.identity_file in line])
+        self._kill_one(descendants(), self._host.identity_file)
 
     def sessions_killed(self) -> None:
         self._host.kill_sessions()
@@ -238,14 +239,10 @@ class Faults:
         finally:
             self._host.thaw()
 
-    def _session_processes(self, text: str) -> list[int]:
-        lines = {pid: line for pid, _, line in processes()}
-        return [pid for pid in self._host.session_pids() if text in lines.get(pid, "")]
-
-    def _kill_one(self, pids: list[int]) -> None:
-        if pids:
+    def _kill_one(self, processes: dict[int, str], text: str) -> None:
+        if pids := sorted(pid for pid, line in processes.items() if text in line):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._rng.choice(sorted(pids)), signal.SIGKILL)
+                os.kill(self._rng.choice(pids), signal.SIGKILL)
 
     def any(self) -> str:
         kinds = {
@@ -315,16 +312,10 @@ def soak(minutes: float, seed: str) -> Tally:
 
 def fail_at_random(faults: Faults, work: Work, rng: random.Random, minutes: float) -> None:
     end = time.monotonic() + minutes * 60
-    report = time.monotonic() + 30
     while time.monotonic() < end:
         time.sleep(rng.expovariate(1 / 1.2))
         work.tally.faults[faults.any()] += 1
         work.look()
-        if time.monotonic() > report:
-            report += 30
-            done = work.tally.outcomes.total()
-            total = work.tally.faults.total()
-            print(f"… {done} operations, {total} faults, {len(work.tally.wrong)} wrong", flush=True)
 
 
 def finish(
@@ -340,15 +331,12 @@ def finish(
         return
     # All faults are over: now everything has to work.
     for proxy in proxies:
+        # The last fault may have hit a connection that nobody used since.
+        with contextlib.suppress(RemoteException):
+            work.read(proxy, random.Random())
         for operation in (work.put, work.read, work.run):
             try:
-                try:
-                    operation(proxy, random.Random(str(uuid.uuid4())))
-                except RemoteException as error:
-                    if not outcome_of(error):
-                        raise
-                    # The last fault may have hit a connection that nobody used since.
-                    operation(proxy, random.Random(str(uuid.uuid4())))
+                operation(proxy, random.Random())
             except Exception as error:
                 tally.note(f"at the end {operation.__name__} on {proxy}: {error!r}")
         proxy.disconnect(best_effort=True)
@@ -360,10 +348,8 @@ def finish(
 
 def check_nothing_runs(host: SshHost, tally: Tally) -> None:
     def left() -> dict[int, str]:
-        lines = {pid: line for pid, _, line in processes()}
-        there = {pid: lines.get(pid, "") for pid in host.session_pids()}
-        here = {pid: line for pid, line in descendants(os.getpid()).items() if "sshd" not in line}
-        return there | here
+        here = {pid: line for pid, line in descendants().items() if "sshd" not in line}
+        return in_sessions(host) | here
 
     deadline = time.monotonic() + 30
     while left() and time.monotonic() < deadline:
