@@ -10,8 +10,8 @@ import stat
 import sys
 
 import inmanta_mitogen
+from inmanta_mitogen.failures import CommandTimeoutError
 from inmanta_mitogen.names import with_any_name
-from inmanta_mitogen.process import CommandTimeoutError
 from inmanta_mitogen.staged import StagedWrite
 
 
