@@ -14,7 +14,6 @@ import pwd
 import re
 import secrets
 import shutil
-import signal
 import socket
 import stat
 import subprocess
@@ -25,6 +24,7 @@ import time
 from typing import Any
 
 import inmanta.agent.handler
+import psutil
 import pytest
 
 from inmanta_plugins.mitogen import Proxy
@@ -298,34 +298,25 @@ def _files(pid: int) -> collections.abc.Iterator[tuple[int, str]]:
 
 
 def _descendants(pid: int) -> collections.abc.Iterator[tuple[int, str]]:
-    parents = {child: parent for child, parent, _ in processes()}
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    for child in found - {pid}:
-        yield child, command_line(child)
-
-
-def processes() -> collections.abc.Iterator[tuple[int, int, str]]:
-    """
-    :return: Of each process of this machine, ended ones that nobody waited for included: its id,
-        its parent's, its state as the kernel's letter.
-    """
-    for entry in _listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError):
-                text = pathlib.Path("/proc", entry, "stat").read_text(errors="replace")
-                # The second field, the command's name in parentheses, may hold anything, spaces and
-                # parentheses too.
-                state, parent = text.rpartition(")")[2].split()[:2]
-                yield int(entry), int(parent), state
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(pid).children(recursive=True):
+            yield child.pid, command_line(child.pid)
 
 
 def is_gone(pid: int) -> bool:
     """
     :return: Whether a process has ended.
     """
-    return all(other != pid or state in "ZX" for other, _, state in processes())
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return True
+
+
+def is_stopped(pid: int) -> bool:
+    """
+    :return: Whether a process is stopped, as by SIGSTOP.
+    """
+    return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
 
 
 def wait_until(
@@ -349,11 +340,12 @@ def command_line(pid: int) -> str:
     """
     :return: The command line of a process, or its name where it has none; empty when it is gone.
     """
-    for name in ("cmdline", "comm"):
-        with contextlib.suppress(OSError):
-            text = pathlib.Path("/proc", str(pid), name).read_text(errors="replace")
-            if text := text.replace("\0", " ").strip():
-                return text
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        with contextlib.suppress(psutil.ZombieProcess):
+            if line := process.cmdline():
+                return " ".join(line)
+        return process.name()
     return ""
 
 
@@ -429,22 +421,20 @@ def temporary_user(*, shell: str = "/bin/sh") -> collections.abc.Iterator[User]:
 
 
 def _kill_processes(uid: int) -> None:
+    def running() -> list[psutil.Process]:
+        return [
+            process
+            for process in psutil.process_iter(["uids", "status"])
+            if process.info["uids"] and process.info["uids"].effective == uid
+            if process.info["status"] != psutil.STATUS_ZOMBIE
+        ]
+
     deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        pids = [pid for pid, _, state in processes() if state not in "ZX" and _owner(pid) == uid]
-        if not pids:
-            return
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    while (left := running()) and time.monotonic() < deadline:
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         time.sleep(0.01)
-
-
-def _owner(pid: int) -> int | None:
-    try:
-        return os.stat(f"/proc/{pid}").st_uid
-    except OSError:
-        return None
 
 
 def _run(command: list[str], text: str | None = None) -> None:

@@ -19,6 +19,7 @@ import threading
 import far_side
 import mitogen.core
 import mitogen.parent
+import psutil
 import pytest
 
 import support
@@ -154,14 +155,11 @@ def settle(open_proxy: Proxy) -> None:
     """
     for _ in range(2):
         support.wait_until(
-            lambda: all(state != "Z" for _, parent, state in support.processes() if parent == me),
+            lambda: not any(support.is_gone(child.pid) for child in psutil.Process().children()),
             "all children are waited for",
         )
         with Proxy(dict(LOCAL)) as proxy:
             proxy.run("true")
-
-
-me = os.getpid()
 
 
 def connect_call_disconnect(context: dict[str, object]) -> Do:

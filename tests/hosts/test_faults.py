@@ -294,10 +294,7 @@ def test_a_lost_hop_is_made_anew_and_no_call_is_repeated(
 
 def freeze(pid: int) -> None:
     os.kill(pid, signal.SIGSTOP)
-    support.wait_until(
-        lambda: any(other == pid and state == "T" for other, _, state in support.processes()),
-        f"{pid} is frozen",
-    )
+    support.wait_until(lambda: support.is_stopped(pid), f"{pid} is frozen")
 
 
 def test_an_interpreter_frozen_behind_a_hop_is_killed_and_the_hop_stays(

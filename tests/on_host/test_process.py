@@ -39,7 +39,7 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def is_running(pid: int) -> bool:
-    return any(pid == other and state not in "ZX" for other, _, state in support.processes())
+    return not support.is_gone(pid)
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
