@@ -3,13 +3,12 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, Dict, Iterator, List
 
 import mitogen.core
 
 
-def echo(*args: Any, **kwargs: Any) -> list[Any]:
+def echo(*args: Any, **kwargs: Any) -> List[Any]:
     return [list(args), kwargs]
 
 
@@ -65,8 +64,8 @@ def large(size: int) -> bytes:
     return b"x" * size
 
 
-@mitogen.core.takes_router  # type: ignore[untyped-decorator]  # mitogen is not typed
-def table_sizes(router: Any) -> dict[str, int]:
+@mitogen.core.takes_router
+def table_sizes(router: Any) -> Dict[str, int]:
     """What a hop's router keeps of the contexts that were connected through it."""
     listeners = vars(router.broker)["_signals"]
     return {
@@ -78,7 +77,7 @@ def table_sizes(router: Any) -> dict[str, int]:
     }
 
 
-@mitogen.core.takes_router  # type: ignore[untyped-decorator]  # mitogen is not typed
+@mitogen.core.takes_router
 def call_context(context_id: int, router: Any) -> Any:
     """Asks another context of the same agent to run something."""
     message = mitogen.core.Message.pickled(

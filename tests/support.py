@@ -28,6 +28,7 @@ import psutil
 import pytest
 
 from inmanta_plugins.mitogen import Proxy
+from inmanta_plugins.mitogen.connections.hub import Connection
 
 #: The context of an interpreter on this machine, started by nothing in between.
 LOCAL: dict[str, object] = {
@@ -67,14 +68,21 @@ class Recorder(inmanta.agent.handler.LoggerABC):
         return [kwargs for _, _, kwargs in self.records if "function" in kwargs]
 
 
+def connection_of(proxy: Proxy) -> Connection:
+    """
+    The open connection of a proxy, which it tells nobody else about.
+    """
+    assert proxy._connection is not None
+    return proxy._connection
+
+
 @contextlib.contextmanager
 def together(proxy: Proxy) -> collections.abc.Iterator[None]:
     """
     Whatever is submitted to a proxy meanwhile is sent afterwards.
     """
     done = threading.Event()
-    assert proxy._connection is not None
-    proxy._connection.call_soon(lambda: done.wait(60))
+    connection_of(proxy).call_soon(lambda: done.wait(60))
     try:
         yield
     finally:

@@ -206,7 +206,8 @@ def test_a_host_that_rebooted_between_two_deploys_costs_no_failure(
     first = agent.deploy("a").proxy
     assert agent.state() is const.ResourceState.deployed
     host.restart()
-    support.wait_until(lambda: not first._connection.alive, "the connection is lost")
+    connection = support.connection_of(first)
+    support.wait_until(lambda: not connection.alive, "the connection is lost")
     second = agent.deploy("a").proxy
     assert agent.state() is const.ResourceState.deployed
     assert second is first

@@ -34,8 +34,7 @@ from support import LOCAL, Recorder
 def kill_interpreter(proxy: Proxy) -> None:
     pid = proxy.remote_call(os.getpid)
     os.kill(pid, signal.SIGKILL)
-    assert proxy._connection is not None
-    link = proxy._connection.link
+    link = support.connection_of(proxy).link
     deadline = time.monotonic() + 10
     while link.alive:
         assert time.monotonic() < deadline

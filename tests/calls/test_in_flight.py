@@ -4,6 +4,7 @@ import concurrent.futures
 import pathlib
 import sys
 import threading
+from typing import Any
 
 import far_side
 import pytest
@@ -16,7 +17,7 @@ from inmanta_plugins.mitogen import (
     settings,
 )
 from inmanta_plugins.mitogen.connections import hub as connect
-from support import LOCAL, Recorder, together
+from support import LOCAL, Recorder, connection_of, together
 
 
 def test_submitted_calls_give_their_results_in_order(proxy: Proxy, recorder: Recorder) -> None:
@@ -76,7 +77,10 @@ def test_calls_in_flight_when_the_host_is_lost_fail_and_are_not_repeated(
 def test_a_submitted_call_that_takes_too_long_is_given_up() -> None:
     with Proxy(dict(LOCAL), call_timeout=1.0) as proxy:
         proxy.remote_call(far_side.echo)
-        futures = [proxy.submit(far_side.nap, 600), proxy.submit(far_side.echo, 1)]
+        futures: list[concurrent.futures.Future[Any]] = [
+            proxy.submit(far_side.nap, 600),
+            proxy.submit(far_side.echo, 1),
+        ]
         with pytest.raises(CallTimeoutError, match=r"far_side\.nap did not end"):
             futures[0].result(60)
         with pytest.raises(RemoteException):
@@ -220,8 +224,7 @@ def test_a_thread_that_cannot_be_started_fails_only_its_own_call(
 
 def lose_unseen(proxy: Proxy) -> None:
     """Ends the connection when the broker's thread gets to it, and not before."""
-    assert proxy._connection is not None
-    link = proxy._connection.link
+    link = connection_of(proxy).link
     link.router.disconnect_stream(link.router.stream_by_id(link.context.context_id))
 
 

@@ -136,7 +136,7 @@ def test_contents_travel_through_a_hop(
 ) -> None:
     python = mitogen_ssh_host.python_path
     via = mitogen_ssh_host.serialized()
-    context = {"method_name": "sudo", "name": "", "python_path": python, "via": via}
+    context: dict[str, object] = {"method_name": "sudo", "python_path": python, "via": via}
     with Proxy(context) as proxy:
         proxy.put_file(local_file, str(tmp_path / "far"))
         assert proxy.hash_file(str(tmp_path / "far")) == hashlib.sha1(content).hexdigest()
@@ -176,10 +176,11 @@ def test_files_of_any_size_take_little_memory_on_both_ends(
         file.truncate(200 * MIB)
     small = tmp_path / "small"
     small.write_bytes(b"x" * (PACK + 1))
-    for action in (
+    actions: tuple[collections.abc.Callable[..., object], ...] = (
         lambda path: proxy.put_file(path, str(tmp_path / "far")),
         lambda path: proxy.get_file(str(path), back),
-    ):
+    )
+    for action in actions:
         action(small)  # so that what is needed for any transfer is loaded
         here, there = (
             far_transfer.forget_peak_memory(),
@@ -280,12 +281,13 @@ def test_a_local_file_that_is_not_there_or_no_file_is_refused_before_anything_is
 def test_a_directory_in_the_place_of_the_file_is_refused(
     proxy: Proxy, tmp_path: pathlib.Path, local_file: pathlib.Path, content: bytes
 ) -> None:
-    for write in (
+    writes: tuple[collections.abc.Callable[..., object], ...] = (
         lambda: proxy.put_file(local_file, str(tmp_path)),
         lambda: proxy.put(str(tmp_path), content),
         lambda: proxy.read_binary(str(tmp_path)),
         lambda: proxy.get_file(str(tmp_path), tmp_path / "back"),
-    ):
+    )
+    for write in writes:
         with pytest.raises(RemoteException) as raised:
             write()
         assert raised.value.remote_type == "builtins.IsADirectoryError"
@@ -345,10 +347,11 @@ def test_a_put_that_the_host_has_no_room_for_keeps_the_old_file(
 ) -> None:
     limits = (host.WINDOW, resource.RLIM_INFINITY)
     proxy.remote_call(resource.setrlimit, int(resource.RLIMIT_FSIZE), limits)
-    for write in (
+    writes: tuple[collections.abc.Callable[..., object], ...] = (
         lambda: proxy.put(str(far_file), content),
         lambda: proxy.put_file(local_file, str(far_file)),
-    ):
+    )
+    for write in writes:
         with pytest.raises(RemoteException, match="File too large"):
             write()
         assert proxy.read_binary(str(far_file)) == OLD
@@ -357,10 +360,11 @@ def test_a_put_that_the_host_has_no_room_for_keeps_the_old_file(
 def test_a_host_lost_in_a_transfer_is_an_error_and_not_tried_again(
     proxy: Proxy, far_file: pathlib.Path, local_file: pathlib.Path, recorder: Recorder
 ) -> None:
-    for move in (
+    moves: tuple[collections.abc.Callable[..., object], ...] = (
         lambda progress: proxy.put_file(local_file, str(far_file), progress=progress),
         lambda progress: proxy.get_file(str(local_file), far_file, progress=progress),
-    ):
+    )
+    for move in moves:
         pid = proxy.remote_call(os.getpid)
         begins: list[int] = []
 

@@ -112,7 +112,7 @@ def test_a_hop_lives_as_long_as_somebody_uses_it(mitogen_ssh_host: SshHost) -> N
 def test_a_killed_hop_is_made_anew_for_all_behind_it(mitogen_ssh_host: SshHost) -> None:
     hop = mitogen_ssh_host.serialized()
     with Proxy(behind(hop)) as first, Proxy(behind(hop)) as second:
-        links = [proxy._connection.link for proxy in (first, second)]
+        links = [support.connection_of(proxy).link for proxy in (first, second)]
         os.kill(first.remote_call(os.getppid), signal.SIGKILL)
         deadline = time.monotonic() + 10
         while any(link.alive for link in links):
@@ -219,7 +219,7 @@ def test_mitogen_is_quiet_in_a_log_at_debug_unless_told_otherwise(
 
 @pytest.mark.parametrize("behind_a_hop", [False, True])
 def test_fifty_failed_connections_leave_nothing(behind_a_hop: bool) -> None:
-    serialized = {"method_name": "ssh", "name": "", "hostname": "127.0.0.1"}
+    serialized: dict[str, object] = {"method_name": "ssh", "name": "", "hostname": "127.0.0.1"}
     serialized["port"] = support.free_port()
     if behind_a_hop:
         serialized["via"] = dict(LOCAL)
@@ -284,7 +284,7 @@ def test_passwords_are_in_no_log_at_any_level(
     caplog.set_level(1)
     for name in ("mitogen", "mitogen.io"):
         logging.getLogger(name).setLevel(1)
-    serialized = {
+    serialized: dict[str, object] = {
         "method_name": "sudo",
         "name": "",
         "sudo_path": "/nope/sudo",

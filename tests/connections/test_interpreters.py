@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from typing import TypeAlias
 
 import mitogen.core
 import mitogen.master
@@ -21,7 +22,7 @@ from inmanta_plugins.mitogen.connections import interpreters
 from inmanta_plugins.mitogen.connections.interpreters import Interpreter, Report, Status
 
 Command = list[str]
-Router = mitogen.master.Router
+Router: TypeAlias = mitogen.master.Router
 
 SHELLS = [
     pytest.param(name, marks=support.requires(name))

@@ -182,7 +182,8 @@ def test_connections_through_a_hop_leave_nothing_in_it_either(open_proxy: Proxy)
         once = connect_call_disconnect(context)
         show_that_nothing_stays(open_proxy, once, 40, others=[in_hop])
         assert proxy.remote_call(far_side.parent_pid) == in_hop
-        via = proxy._connection.link.via
+        via = support.connection_of(proxy).link.via
+        assert via is not None
         sizes = via.context.call(far_side.table_sizes)
         assert all(size <= 8 for size in sizes.values()), sizes
 
@@ -194,7 +195,7 @@ def test_connections_over_ssh_leave_nothing(open_proxy: Proxy, host: SshHost) ->
 
 def test_fifty_failed_connections_leave_nothing(open_proxy: Proxy, host: SshHost) -> None:
     silent = socket.create_server(("127.0.0.1", 0))
-    failing = [
+    failing: list[dict[str, object]] = [
         {"method_name": "ssh", "hostname": "127.0.0.1", "port": support.free_port()},
         {"method_name": "ssh", "hostname": "host.invalid"},
         {"method_name": "local", "python_path": ["/nope/python"]},
@@ -225,7 +226,7 @@ def test_fifty_killed_interpreters_leave_nothing(open_proxy: Proxy) -> None:
         def once() -> None:
             pid = proxy.remote_call(far_side.pid)
             os.kill(pid, signal.SIGKILL)
-            connection = proxy._connection
+            connection = support.connection_of(proxy)
             support.wait_until(lambda: not connection.alive, "the connection is lost")
 
         show_that_nothing_stays(open_proxy, once, 50)
@@ -308,7 +309,7 @@ def test_an_interrupt_does_not_reach_others_who_wait_for_the_same_hop(
     proxies = [Proxy({**LOCAL, "name": f"number {n}", "via": hop}) for n in range(3)]
     before = support.Snapshot.take()
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        waiting = []
+        waiting: list[concurrent.futures.Future[object]] = []
 
         def wait_too() -> None:
             support.wait_until(began.exists, "it began")

@@ -6,9 +6,9 @@ programs that can't run here.
 import collections.abc
 
 import pytest
-from container import Container, running_container
+from hosts.container import Container, running_container
+from hosts.stand_ins import StandIns
 from reach import Fails, Reach
-from stand_ins import StandIns
 
 import support
 from pytest_inmanta_mitogen import SshHost

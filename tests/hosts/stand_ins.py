@@ -8,7 +8,7 @@ import pathlib
 import shlex
 import sys
 
-import commands
+from hosts import commands
 
 
 @dataclasses.dataclass(frozen=True)

@@ -140,7 +140,7 @@ def test_a_second_factor_is_a_matter_of_authentication(local: Context) -> None:
 
 
 def test_an_error_names_each_hop_on_the_way(local: Context) -> None:
-    context = {"method_name": "ssh", "name": "web", "hostname": "127.0.0.1", "via": local}
+    context: Context = {"method_name": "ssh", "name": "web", "hostname": "127.0.0.1", "via": local}
     context["port"] = support.free_port()
     with pytest.raises(ConnectError, match=r"to web \(ssh 127.0.0.1:\d+\) via local") as caught:
         Proxy(context).connect()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import psutil
 import pytest
-from container import Container
+from hosts.container import Container
 from reach import Context
 
 import support

@@ -14,7 +14,7 @@ import threading
 
 import far_side
 import pytest
-from network import FarHost, Link, far_host
+from hosts.network import FarHost, Link, far_host
 from reach import Context
 
 import support
@@ -129,8 +129,8 @@ def lost(proxy: Proxy) -> None:
     """
     Waits until this side can know that the connection is lost.
     """
-    assert proxy._connection is not None
-    support.wait_until(lambda: not proxy._connection.alive, "the connection is lost")
+    connection = support.connection_of(proxy)
+    support.wait_until(lambda: not connection.alive, "the connection is lost")
 
 
 @each_fault
@@ -243,7 +243,6 @@ def test_a_call_timeout_below_the_time_to_connect_lets_calls_through(host: SshHo
         lost(proxy)
         with contextlib.suppress(CallTimeoutError):  # a busy machine may be slower than that
             assert proxy.remote_call(far_side.pid) != pid
-        assert proxy._connection is not None
         assert proxy._revivals == 1
 
 
@@ -264,8 +263,7 @@ def of_the_hop(proxy: Proxy) -> int:
     """
     The process of the interpreter that the proxy's own was started from.
     """
-    assert proxy._connection is not None
-    via = proxy._connection.link.via
+    via = support.connection_of(proxy).link.via
     assert via is not None
     pid: int = via.context.call(os.getpid)
     return pid
@@ -361,8 +359,7 @@ def test_the_crash_of_the_thread_that_serves_all_hosts_costs_one_reconnect(host:
         raise AssertionError("on purpose")
 
     with Proxy(beside(host, 1)) as one, Proxy(beside(host, 2)) as other:
-        assert one._connection is not None
-        one._connection.link.router.broker.defer(crash)
+        support.connection_of(one).link.router.broker.defer(crash)
         lost(one)
         assert one.run("echo", ["back"])[0] == "back"
         assert other.run("echo", ["back"])[0] == "back"

@@ -1,5 +1,7 @@
 """The fuzzer, with a small budget of its own; ``tools/fuzz.py`` takes a larger one."""
 
+import pytest
+
 from tools import fuzz
 
 
@@ -13,7 +15,7 @@ def test_no_input_of_a_small_fuzz_run_does_harm() -> None:
     assert outcome.read > 50
 
 
-def test_the_fuzzer_tells_of_an_answer_that_does_harm(monkeypatch) -> None:
+def test_the_fuzzer_tells_of_an_answer_that_does_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     def harmful(data: bytes) -> object:
         if data[:1] == b"\x80":
             raise SystemExit("harm")

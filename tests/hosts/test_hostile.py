@@ -402,7 +402,8 @@ def test_a_host_can_end_no_connection_of_another(hostile: Proxy, other: Proxy) -
 def test_a_hop_cannot_pass_another_host_off_as_the_one_behind_it(other: Proxy) -> None:
     hop = {**LOCAL, "name": "hop"}
     with Proxy({**LOCAL, "via": hop}) as behind:
-        link = behind._connection.link.via
+        link = support.connection_of(behind).link.via
+        assert link is not None
         link.allow(hostile_side.claim_as_child)
         link.context.call(hostile_side.claim_as_child, id_of(other))
         with pytest.raises(ConnectError, match="hop named a context that is not its own"):
@@ -450,8 +451,7 @@ def test_a_line_of_the_log_is_bounded_and_cannot_pass_for_another(
         text = record.getMessage()
         assert len(text) < 10_000
         assert text.startswith("hostile: ")
-        for line in text.splitlines()[1:]:
-            assert line.startswith("    | ")
+        assert all(shown.startswith("    | ") for shown in text.splitlines()[1:])
         assert "\0" not in text
         assert "\x1b" not in text
 

@@ -11,9 +11,9 @@ import typing
 import uuid
 
 import pytest
-from container import Container
+from hosts.container import Container
+from hosts.stand_ins import StandIns
 from reach import Context, Reach
-from stand_ins import StandIns
 
 import support
 from inmanta_plugins.mitogen import Proxy
@@ -348,7 +348,8 @@ def inside(proxy: Proxy, container: Container) -> bool:
     """
     name = f"tmp/{uuid.uuid4()}"
     proxy.put(f"/{name}", b"here")
-    return (container.root / name).read_bytes() == b"here"
+    path: pathlib.Path = container.root / name
+    return path.read_bytes() == b"here"
 
 
 def test_podman(reach: Reach, container: Container, python: str) -> None:

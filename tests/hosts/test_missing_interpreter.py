@@ -11,7 +11,7 @@ import tempfile
 
 import mitogen.core
 import pytest
-from container import Container
+from hosts.container import Container
 from reach import Context, Fails, Reach
 
 import support

@@ -126,8 +126,7 @@ def texts_of(proxy: Proxy) -> str:
     """
     What the objects of an open connection look like.
     """
-    connection = proxy._connection
-    assert connection is not None
+    connection = support.connection_of(proxy)
     link = connection.link
     stream = link.router.stream_by_id(link.context.context_id)
     objects = [

@@ -8,14 +8,17 @@ import os
 import shutil
 import stat
 import sys
+from typing import Any, Callable, Type, TypeVar
 
 import inmanta_mitogen
 from inmanta_mitogen.failures import CommandTimeoutError
 from inmanta_mitogen.names import with_any_name
 from inmanta_mitogen.staged import StagedWrite
 
+E = TypeVar("E", bound=Exception)
 
-def error_of(kind, function, *args, **kwargs):
+
+def error_of(kind: Type[E], function: Callable[..., object], *args: Any, **kwargs: Any) -> E:
     try:
         function(*args, **kwargs)
     except kind as error:
@@ -31,7 +34,8 @@ def check_files() -> None:
     assert inmanta_mitogen.file_stat(name)["permissions"] == 640
     os.chmod(b"f\xc3\xaate", 0o4711)
     os.symlink(b"f\xc3\xaate", b"link")
-    inmanta_mitogen.put("link", memoryview(b"n\xc3\xa9w\r\n"))
+    content = memoryview(b"n\xc3\xa9w\r\n")  # type: Any
+    inmanta_mitogen.put("link", content)
     assert inmanta_mitogen.islink("link")
     assert inmanta_mitogen.file_stat(name)["permissions"] == 4711
     assert inmanta_mitogen.read(name) == "n\u00e9w\r\n"

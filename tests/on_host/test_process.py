@@ -14,6 +14,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import mitogen.core
 import mitogen.master
@@ -253,9 +254,10 @@ def test_a_timeout_ends_the_process_group_and_nothing_else(tmp_path: pathlib.Pat
 
 @pytest.mark.parametrize("keyword", ["timeout", "call_timeout"])
 def test_a_command_that_is_ended_can_clean_up(tmp_path: pathlib.Path, keyword: str) -> None:
+    limit: dict[str, Any] = {keyword: 0.5}
     script = f"trap 'echo clean >{tmp_path}/up; exit' TERM; while :; do sleep 0.05; done"
     with pytest.raises(CommandTimeoutError):
-        run("sh", ["-c", script], **{keyword: 0.5})
+        run("sh", ["-c", script], **limit)
     assert (tmp_path / "up").read_text() == "clean\n"
 
 
@@ -551,7 +553,7 @@ def test_too_many_arguments_say_what_to_do() -> None:
     ],
 )
 def test_a_bad_argument_is_named_and_not_shown(
-    arguments: list[str], options: dict[str, object], error: type[Exception], text: str
+    arguments: list[str], options: dict[str, Any], error: type[Exception], text: str
 ) -> None:
     with pytest.raises(error) as caught:
         run("true", arguments, **options)
@@ -563,12 +565,14 @@ def test_a_bad_argument_is_named_and_not_shown(
 
 
 def test_odd_bytes_survive_the_way_to_the_host_and_are_replaced_when_they_come_back(
-    local_context: Callable,
+    local_context: Callable[..., Any],
 ) -> None:
     assert local_context(run, "cat", stdin="\udcff")[0] == "\ufffd"
 
 
-def test_a_timeout_on_a_host_tells_everything_in_its_text(local_context: Callable) -> None:
+def test_a_timeout_on_a_host_tells_everything_in_its_text(
+    local_context: Callable[..., Any],
+) -> None:
     with pytest.raises(mitogen.core.CallError) as caught:
         local_context(run, "sh", ["-c", "printf '\\377ab'; exec sleep 1000"], timeout=0.5)
     text = str(caught.value)
@@ -594,7 +598,7 @@ def test_a_cwd_that_the_locale_cannot_hold_works_on_a_host(
 
 
 @contextlib.contextmanager
-def call_through_mitogen(python_path: list[str]) -> Iterator[Callable]:
+def call_through_mitogen(python_path: list[str]) -> Iterator[Callable[..., Any]]:
     """Call functions in an interpreter of its own."""
     broker = mitogen.master.Broker(install_watcher=False)
     router = mitogen.master.Router(broker)
@@ -606,7 +610,7 @@ def call_through_mitogen(python_path: list[str]) -> Iterator[Callable]:
 
 
 @pytest.fixture(params=support.find_interpreters(), ids=str)
-def local_context(request: pytest.FixtureRequest) -> Iterator[Callable]:
+def local_context(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
     """
     Calls functions through mitogen, in an interpreter of its own.
     """

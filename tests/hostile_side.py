@@ -6,6 +6,7 @@ import pickle
 import select
 import struct
 import sys
+from typing import Any, List, Optional, Tuple
 
 import mitogen.core
 
@@ -16,14 +17,14 @@ DEAD = mitogen.core.IS_DEAD
 class Touch:
     """Creates a file where it is unpickled."""
 
-    def __init__(self, path):
+    def __init__(self, path: str) -> None:
         self.path = path
 
-    def __reduce__(self):
+    def __reduce__(self) -> Tuple[Any, ...]:
         return (os.mknod, (self.path,))
 
 
-def _write(econtext, data):
+def _write(econtext: Any, data: bytes) -> None:
     fd = econtext.stream.transmit_side.fd
     view = memoryview(data)
     while view:
@@ -32,7 +33,16 @@ def _write(econtext, data):
             view = view[os.write(fd, view[:65536]) :]
 
 
-def _frame(handle, data=b"", dst=AGENT, src=None, auth=None, reply_to=0, size=None, enc=0x4D49):
+def _frame(
+    handle: int,
+    data: bytes = b"",
+    dst: int = AGENT,
+    src: Optional[int] = None,
+    auth: Optional[int] = None,
+    reply_to: int = 0,
+    size: Optional[int] = None,
+    enc: int = 0x4D49,
+) -> bytes:
     me = mitogen.context_id
     return (
         struct.pack(
@@ -50,14 +60,16 @@ def _frame(handle, data=b"", dst=AGENT, src=None, auth=None, reply_to=0, size=No
 
 
 @mitogen.core.takes_econtext
-def raw(data, econtext):
+def raw(data: bytes, econtext: Any) -> str:
     """Sends bytes as they are."""
     _write(econtext, data)
     return "sent"
 
 
 @mitogen.core.takes_econtext
-def send(handle, data=b"", times=1, econtext=None, **fields):
+def send(
+    handle: int, data: bytes = b"", times: int = 1, econtext: Any = None, **fields: Any
+) -> str:
     """Sends a message, again and again."""
     frame = _frame(handle, data, **fields)
     while times:
@@ -68,7 +80,7 @@ def send(handle, data=b"", times=1, econtext=None, **fields):
 
 
 @mitogen.core.takes_econtext
-def send_to_all(handles, data, econtext=None, **fields):
+def send_to_all(handles: Tuple[int, int], data: bytes, econtext: Any = None, **fields: Any) -> str:
     """Sends a message to each of a range of handles, but for the one that waits for this call."""
     own = _own_call().reply_to
     frames = [_frame(handle, data, **fields) for handle in range(*handles) if handle != own]
@@ -77,7 +89,7 @@ def send_to_all(handles, data, econtext=None, **fields):
 
 
 @mitogen.core.takes_econtext
-def ask(handle, data=b"", econtext=None, **fields):
+def ask(handle: int, data: bytes = b"", econtext: Any = None, **fields: Any) -> List[Any]:
     """Sends a message and returns what is answered."""
     receiver = mitogen.core.Receiver(econtext.router)
     _write(econtext, _frame(handle, data, reply_to=receiver.handle, **fields))
@@ -85,28 +97,28 @@ def ask(handle, data=b"", econtext=None, **fields):
     return [answer.is_dead, bytes(answer.data)]
 
 
-def _own_call():
+def _own_call() -> Any:
     """The message that asked for the call that runs."""
-    frame = sys._getframe()
+    frame = sys._getframe()  # type: Any
     while type(frame.f_locals.get("msg")).__name__ != "Message":
         frame = frame.f_back
     return frame.f_locals["msg"]
 
 
 @mitogen.core.takes_econtext
-def answer_with(data, econtext):
+def answer_with(data: bytes, econtext: Any) -> Any:
     """Answers the call that runs with bytes of its own choice."""
     _write(econtext, _frame(_own_call().reply_to, data))
 
 
 @mitogen.core.takes_econtext
-def answer_with_a_class(path, econtext):
+def answer_with_a_class(path: str, econtext: Any) -> Any:
     """Answers with what would create a file on the agent."""
     answer_with(pickle.dumps(Touch(path), protocol=4), econtext)
 
 
 @mitogen.core.takes_econtext
-def answer_each_with(data, then_end, econtext):
+def answer_each_with(data: bytes, then_end: bool, econtext: Any) -> Any:
     """Answers all that came in one message with bytes of its own choice, and does no more of it."""
     handle = _own_call().reply_to
     _write(econtext, _frame(handle, data, enc=mitogen.core.Message.ENC_BIN))
@@ -115,14 +127,14 @@ def answer_each_with(data, then_end, econtext):
 
 
 @mitogen.core.takes_econtext
-def announce(size, first, econtext):
+def announce(size: int, first: bytes, econtext: Any) -> Any:
     """Begins a message of a size, and doesn't end it."""
     _write(econtext, _frame(1000, size=size) + first)
     return "announced"
 
 
 @mitogen.core.takes_econtext
-def log_lines(count, text, econtext):
+def log_lines(count: int, text: bytes, econtext: Any) -> Any:
     """Logs a line, again and again, without the logging module."""
     frame = _frame(mitogen.core.FORWARD_LOG, b"loud\x0040\x00" + text)
     while count:
@@ -132,14 +144,14 @@ def log_lines(count, text, econtext):
     return "logged"
 
 
-def print_lines(count):
+def print_lines(count: int) -> Any:
     for number in range(count):
         print("line", number)
     return "printed"
 
 
 @mitogen.core.takes_econtext
-def import_it(name, econtext):
+def import_it(name: Any, econtext: Any) -> Any:
     """Imports a module, as far as the agent lets it."""
     try:
         return str(mitogen.core.import_module(name).__name__)
@@ -148,14 +160,14 @@ def import_it(name, econtext):
 
 
 @mitogen.core.takes_econtext
-def request_module(name, econtext):
+def request_module(name: Any, econtext: Any) -> Any:
     """Asks for a module by a name of bytes; what comes is kept, and not waited for."""
     _write(econtext, _frame(mitogen.core.GET_MODULE, name))
     return "asked"
 
 
 @mitogen.core.takes_econtext
-def held_modules(econtext):
+def held_modules(econtext: Any) -> Any:
     """The names of the modules whose source the agent has sent, and of those it has refused."""
     cache = econtext.importer._cache
     return [
@@ -165,7 +177,7 @@ def held_modules(econtext):
 
 
 @mitogen.core.takes_econtext
-def held_texts(econtext):
+def held_texts(econtext: Any) -> Any:
     """All that the agent has told this interpreter: modules, their children, contexts, settings."""
     contexts = [(c.context_id, c.name) for c in econtext.router._context_by_id.values()]
     present = {key: list(value) for key, value in econtext.importer._present.items()}
@@ -174,18 +186,18 @@ def held_texts(econtext):
 
 
 @mitogen.core.takes_econtext
-def get_resource(package, name, econtext):
+def get_resource(package: str, name: Any, econtext: Any) -> Any:
     """Asks for a data file of a package."""
     content = econtext.importer._resource_requester._get_resource(package, name)
     return content is not None
 
 
-def claim_as_child(context_id):
+def claim_as_child(context_id: int) -> Any:
     """Makes this interpreter, as a hop, tell that the next context behind it is another one."""
     import inmanta_mitogen.hop
 
-    def lie(name, method_name, kwargs, econtext):
+    def lie(name: Any, method_name: str, kwargs: Any, econtext: Any) -> Any:
         return {"id": context_id, "name": "mine", "msg": None}
 
-    lie.mitogen_takes_econtext = True
+    setattr(lie, "mitogen_takes_econtext", True)  # noqa: B010  # a function has no such attribute
     inmanta_mitogen.hop.connect = lie
