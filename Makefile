@@ -16,7 +16,7 @@ made := .venv/made-$(subst /,-,$(PYTHON)$(CURDIR))
 nox := $(python) -m nox --no-error-on-missing-interpreters
 
 .DEFAULT_GOAL := help
-.PHONY: help env host test check format matrix demo docs dist soak bench clean
+.PHONY: help env host test check format matrix demo docs dist soak bench size clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | expand -t 10
@@ -65,6 +65,9 @@ dist: env ## wheel and sdist, in dist/, checked and tried on each supported Pyth
 
 bench: host env ## this module against the published one, execnet, asyncssh and ssh: docs/benchmarks.md
 	@$(nox) -s bench -- $(BENCH_ARGS)
+
+size: ## how many lines of code each part has
+	@"$(PYTHON)" tools/code_lines.py
 
 clean: ## remove all that was made here
 	rm -rf .venv .venv-* .nox .cache build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache
