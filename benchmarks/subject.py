@@ -12,6 +12,7 @@ import getpass
 import json
 import logging
 import os
+import random
 import shlex
 import statistics
 import subprocess
@@ -26,16 +27,8 @@ Context = dict[str, typing.Any]
 
 def content_of(size: int) -> bytes:
     # Nothing that ssh's compression could make use of, and the same for all.
-    return b"".join(hash_block.to_bytes(64, "big") for hash_block in _numbers((size + 63) // 64))[
-        :size
-    ]
-
-
-def _numbers(count: int) -> collections.abc.Iterator[int]:
-    import random
-
     source = random.Random(1)
-    return (source.getrandbits(512) for _ in range(count))
+    return b"".join(source.randbytes(min(1 << 20, size - at)) for at in range(0, size, 1 << 20))
 
 
 def memory(field: str) -> int:
@@ -68,8 +61,15 @@ class Subject:
     What is compared. The methods are named by what they measure, and return seconds.
     """
 
+    _content = b""
+
     def close(self) -> None:
         pass
+
+    def content(self, size: int) -> bytes:
+        if len(self._content) != size:
+            self._content = content_of(size)
+        return self._content
 
 
 class Inmanta(Subject):
@@ -85,7 +85,6 @@ class Inmanta(Subject):
 
         self._module = inmanta_mitogen
         self._proxies: dict[str, typing.Any] = {}
-        self._contents: dict[int, bytes] = {}
 
         class Formatting(logging.Handler):
             def emit(self, record: logging.LogRecord) -> None:
@@ -100,12 +99,6 @@ class Inmanta(Subject):
             return Proxy(context, logger=inmanta.agent.handler.PythonLogger(logger))
 
         self._proxy = proxy
-
-    def content(self, size: int) -> bytes:
-        if size not in self._contents:
-            self._contents.clear()
-            self._contents[size] = content_of(size)
-        return self._contents[size]
 
     def open(self, key: str, context: Context) -> float:
         proxy = self._proxies[key] = self._proxy(context)
@@ -330,19 +323,15 @@ class Execnet(Subject):
 
         start = now()
         self._gateway = execnet.makegateway(spec)
-        self._content = b""
         return now() - start
 
-    def call(self) -> float:
-        return timed(lambda: self._gateway.remote_exec("channel.send(1)").receive())
-
     def put(self, path: str, size: int) -> float:
-        self._content = content_of(size) if len(self._content) != size else self._content
+        content = self.content(size)
 
         def put() -> None:
             channel = self._gateway.remote_exec(self._PUT)
             channel.send(path)
-            channel.send(self._content)
+            channel.send(content)
             channel.receive()
 
         return timed(put)
@@ -370,7 +359,6 @@ class Asyncssh(Subject):
         import asyncssh
 
         self._loop = asyncio.new_event_loop()
-        self._content = b""
         start = now()
         self._connection = self._loop.run_until_complete(
             asyncssh.connect(
@@ -385,15 +373,12 @@ class Asyncssh(Subject):
         self._sftp = self._loop.run_until_complete(self._connection.start_sftp_client())
         return now() - start
 
-    def call(self) -> float:
-        return timed(lambda: self._loop.run_until_complete(self._sftp.exists("/etc/passwd")))
-
     def put(self, path: str, size: int) -> float:
-        self._content = content_of(size) if len(self._content) != size else self._content
+        content = self.content(size)
 
         async def put() -> None:
             async with self._sftp.open(path, "wb") as file:
-                await file.write(self._content)
+                await file.write(content)
 
         return timed(lambda: self._loop.run_until_complete(put()))
 
@@ -427,9 +412,6 @@ class Ssh(Subject):
             f"{context['username']}@{context['hostname']}", command,
         ]
         # fmt: on
-
-    def true(self, context: Context) -> float:
-        return timed(lambda: subprocess.run(self._command(context, "true"), check=True))
 
     def _cat(
         self, context: Context, command: str, stdin: typing.Any = subprocess.PIPE

@@ -8,7 +8,7 @@ import pathlib
 import sys
 
 from demo import keep
-from demo.scenario import DemoError, Kept, Options, run
+from demo.scenario import DemoError, Kept, run
 from demo.show import Show
 from pytest_inmanta_mitogen import SshdNotFoundError
 from testbed.processes import Interrupted, ProcessFailedError, interruptible
@@ -23,13 +23,12 @@ def main() -> int:
     arguments = _arguments()
     if arguments.stop:
         return keep.stop()
-    options = Options(timeout=arguments.timeout)
     if arguments.keep:
-        return keep.in_background(lambda release: _demo(options, release))
-    return _demo(options, None)
+        return keep.in_background(_demo)
+    return _demo(None)
 
 
-def _demo(options: Options, release: keep.Release | None) -> int:
+def _demo(release: keep.Release | None) -> int:
     show = Show()
     try:
         with interruptible():
@@ -39,7 +38,7 @@ def _demo(options: Options, release: keep.Release | None) -> int:
                     _introduce(show, kept)
                     keep.until_stopped(kept.server.directory.parent, release)
 
-            run(show, options, when_done)
+            run(show, when_done)
     except Interrupted as interrupted:
         show.say(f"[yellow]Interrupted ({interrupted}). Nothing is left of the demo.[/]")
         return interrupted.exit_code
@@ -88,12 +87,5 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--stop", action="store_true", help="end the orchestrators that were left up"
-    )
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        default=Options.timeout,
-        metavar="SECONDS",
-        help="how long the deployment may take (default: %(default).0f)",
     )
     return parser.parse_args()

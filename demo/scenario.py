@@ -55,17 +55,10 @@ _MODEL = [
 #: The number of resources in the model.
 RESOURCES = len(_MODEL)
 
+# How long the deployment may take. In seconds.
+_TIMEOUT = 300.0
+
 _HERE = pathlib.Path(__file__).resolve().parent
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """
-    How to run the demo.
-    """
-
-    #: How long the deployment may take. In seconds.
-    timeout: float = 300.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,14 +104,12 @@ class DemoError(Exception):
 
 def run(
     show: Show,
-    options: Options,
     when_done: collections.abc.Callable[[Kept], None] = lambda kept: None,
 ) -> None:
     """
     Run the demo. Whatever it starts is gone when this returns.
 
     :param show: What shows it.
-    :param options: How to run it.
     :param when_done: Called in the end, with all of it still up.
     :raises UnexpectedOutcomeError: When a resource did not end as it should.
     :raises ProcessFailedError: When a program fails.
@@ -129,7 +120,7 @@ def run(
         # Before the directory goes, so must all those that may still write to it.
         stack.enter_context(no_orphans())
         try:
-            when_done(_deploy_all(show, stack, directory, options))
+            when_done(_deploy_all(show, stack, directory))
         except BaseException:
             ignore_interrupts()
             show.say("[dim]  Cleaning up ...[/]")
@@ -140,9 +131,7 @@ def run(
             stage.outcome = "Nothing is left of it"
 
 
-def _deploy_all(
-    show: Show, stack: contextlib.ExitStack, directory: pathlib.Path, options: Options
-) -> Kept:
+def _deploy_all(show: Show, stack: contextlib.ExitStack, directory: pathlib.Path) -> Kept:
     begin = time.monotonic()
     # Both go on while the rest starts.
     wheel = Wheel(directory)
@@ -182,7 +171,7 @@ def _deploy_all(
     target.mkdir()
     project = _project(directory, target, host, variables, version)
     try:
-        _deploy(show, project, client, environment, options)
+        _deploy(show, project, client, environment)
         resources = client.resources(environment)
         deployed = [(each, client.log(environment, each.id)) for each in resources]
         _tell(show, deployed, target)
@@ -318,7 +307,6 @@ def _deploy(
     project: Project,
     client: Orchestrator,
     environment: str,
-    options: Options,
 ) -> None:
     with show.stage("Installing the modules that the model uses") as stage:
         project.install()
@@ -334,7 +322,7 @@ def _deploy(
             else:
                 stage.progress(f"{done} of {RESOURCES} resources are done")
 
-        client.wait(environment, count=RESOURCES, timeout=options.timeout, progress=progress)
+        client.wait(environment, count=RESOURCES, timeout=_TIMEOUT, progress=progress)
         stage.outcome = f"{RESOURCES} resources on {len(WAYS)} hosts"
 
 
