@@ -17,7 +17,7 @@ import inmanta_mitogen.facts
 import mitogen.core
 import mitogen.parent
 from inmanta_plugins.mitogen.connections import interpreters
-from inmanta_plugins.mitogen.connections.programs import mitogen_options
+from inmanta_plugins.mitogen.connections.programs import starting
 from inmanta_plugins.mitogen.errors import ConnectError, PythonNotFoundError, RemoteException
 from inmanta_plugins.mitogen.proxy import Proxy
 from inmanta_plugins.mitogen.texts import bounded_text, describe_hop, hops_of
@@ -121,7 +121,7 @@ def command_line(serialized_context: Mapping[str, Any], python: str) -> str:
     argv = [*_python_argv(hop, python), "-V"]
     try:
         for each in reversed(hops):
-            argv = _Bare.command(each, argv)
+            argv = starting(each, argv)
     except mitogen.core.Error:
         return ""  # mitogen does not take these options, which connecting tells
     return shlex.join(argv)
@@ -135,21 +135,3 @@ def _python_argv(hop: Mapping[str, Any], python: str) -> list[str]:
         return list(given) if isinstance(given, list | tuple) else [str(given)]
     default = mitogen.parent.get_connection_class(hop["method_name"]).options_class.python_path
     return [python if default == mitogen.parent.Options.python_path else default]
-
-
-class _Bare(mitogen.parent.Connection):  # type: ignore[misc]  # mitogen is not typed
-    """The last ancestor of a connection: another command in the place of mitogen's own."""
-
-    argv: list[str]
-
-    def get_boot_command(self) -> list[str]:
-        return list(self.argv)
-
-    @classmethod
-    def command(cls, hop: Mapping[str, Any], argv: list[str]) -> list[str]:
-        method = mitogen.parent.get_connection_class(hop["method_name"])
-        if method is mitogen.parent.Connection:  # local: there is nothing before the interpreter
-            return argv
-        options = method.options_class(max_message_size=0, **mitogen_options(hop))
-        connection = type("_Command", (method, cls), {"argv": argv})(options, None)
-        return [str(word) for word in connection.get_boot_command()]

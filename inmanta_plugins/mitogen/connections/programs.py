@@ -76,6 +76,21 @@ class _Bare(mitogen.parent.Connection):  # type: ignore[misc]  # mitogen is not 
         return self.argv
 
 
+def starting(hop: Mapping[str, object], argv: list[str]) -> list[str]:
+    """
+    Return the command that connects a hop, with another command in the place of its interpreter.
+
+    :param hop: A serialized context.
+    :param argv: The other command.
+    """
+    method = mitogen.parent.get_connection_class(hop["method_name"])
+    if method is mitogen.parent.Connection:  # local: there is nothing before the interpreter
+        return argv
+    options = method.options_class(max_message_size=0, **mitogen_options(hop))
+    connection = type("Bare", (method, _Bare), {"argv": argv})(options, None)
+    return [str(word) for word in connection.get_boot_command()]
+
+
 def shown_command(hop: Mapping[str, object], *arguments: str) -> str:
     """
     Return the command that connects a hop, as it is typed into a shell; it holds no secret.
@@ -84,13 +99,6 @@ def shown_command(hop: Mapping[str, object], *arguments: str) -> str:
     :param arguments: What the interpreter is given in the place of mitogen's program: ``-V``.
     """
     method = mitogen.parent.get_connection_class(hop["method_name"])
-    options = method.options_class(max_message_size=0, **mitogen_options(hop))
-    python = hop.get("python_path") or options.python_path
-    argv = [
-        *(python if isinstance(python, list | tuple) else [str(python)]),
-        *(arguments or ["-V"]),
-    ]
-    if method is not mitogen.parent.Connection:
-        connection = type("Bare", (method, _Bare), {"argv": argv})(options, None)
-        argv = [str(word) for word in connection.get_boot_command()]
-    return shlex.join(argv)
+    python = hop.get("python_path") or method.options_class.python_path
+    words = list(python) if isinstance(python, list | tuple) else [str(python)]
+    return shlex.join(starting(hop, [*words, *(arguments or ["-V"])]))
