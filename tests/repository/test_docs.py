@@ -461,6 +461,22 @@ def test_the_files_that_a_page_links_to_exist(page: pathlib.Path) -> None:
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
+def test_the_tests_that_pages_name_exist() -> None:
+    pages = [ROOT / "CONTRIBUTING.md", DOCS / "faults.md", DOCS / "security.md"]
+    texts = {str(file): file.read_text() for file in (ROOT / "tests").rglob("test_*.py")}
+    missing = [
+        name
+        for page in pages
+        for name in re.findall(r"(?<![\w/.])test_\w+\b(?!\.py|/)", page.read_text())
+        if not any(f"def {name}(" in text for text in texts.values())
+        and not any(file.endswith(f"/{name}.py") for file in texts)
+    ]
+    files = [f for page in pages for f in re.findall(r"\btests/[\w/]+\.py", page.read_text())]
+
+    assert missing == []
+    assert [name for name in files if not (ROOT / name).exists()] == []
+
+
 def test_each_page_is_in_the_table_of_contents() -> None:
     entries = re.findall(
         r"^```\{toctree\}\n(?::[^\n]*\n)*\n(.*?)^```$", (DOCS / "index.md").read_text(), re.M | re.S
