@@ -217,21 +217,6 @@ def test_mitogen_is_quiet_in_a_log_at_debug_unless_told_otherwise(
 # Failing connections
 
 
-@pytest.mark.parametrize("behind_a_hop", [False, True])
-def test_fifty_failed_connections_leave_nothing(behind_a_hop: bool) -> None:
-    serialized: dict[str, object] = {"method_name": "ssh", "name": "", "hostname": "127.0.0.1"}
-    serialized["port"] = support.free_port()
-    if behind_a_hop:
-        serialized["via"] = dict(LOCAL)
-    proxy = Proxy(serialized)
-    with Proxy(dict(LOCAL)):
-        held = support.Snapshot.take()
-        for _ in range(10 if behind_a_hop else 50):
-            with pytest.raises(ConnectError):
-                proxy.connect()
-        held.settle()
-
-
 def test_a_failed_connection_says_who_what_and_what_to_do() -> None:
     port = support.free_port()
     proxy = Proxy(

@@ -22,9 +22,8 @@ from inmanta_plugins.mitogen import ConnectError, Proxy, RemoteException
 from inmanta_plugins.mitogen.hosts.answers import UnreadableError, read_answer
 from inmanta_plugins.mitogen.settings import ANSWER_SECONDS, LOG_BURST, MOST_STRAYS
 from pytest_inmanta_mitogen import SshHostFactory
-from support import together
+from support import LOCAL, together
 
-LOCAL: dict[str, object] = {"method_name": "local", "name": "", "python_path": [sys.executable]}
 MIB = 1024 * 1024
 
 
