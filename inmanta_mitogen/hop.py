@@ -43,6 +43,14 @@ class Watched:
             stream.protocol.PARTIAL_PATTERNS = [(_PROMPT, _on_prompt), *prompts[1:]]
         return stream
 
+    def _complete_connection(self) -> None:
+        lines = getattr(self.stdio_stream and self.stdio_stream.protocol, "logged_lines", ())  # type: ignore[attr-defined]
+        versions = [
+            found.group(1).decode() for _, line in lines for found in _VERSION.finditer(line)
+        ]
+        self.context.python_version = versions[-1] if versions else ""  # type: ignore[attr-defined]
+        super()._complete_connection()  # type: ignore[misc]  # mitogen's
+
     def _on_timer_expired(self) -> None:
         # Mitogen's own drops what came back before, such as a question that nobody answered.
         lines = [mitogen.parent.Router.connection_timeout_msg]  # type: List[str]
@@ -68,6 +76,8 @@ class Watched:
 #: What comes in front of the last line that had no end: a prompt, when a connection timed out.
 WAITING = "it waits after: "
 
+# What the first stage says of itself.
+_VERSION = re.compile(rb"\[\[Python (\d[\d.]{1,20})\]\]")
 _PROMPT = re.compile(b"assword: ?$")
 _ENCODED = re.compile("[A-Za-z0-9+/]{200,}={0,2}")
 
@@ -87,7 +97,9 @@ def _end_with_interpreter(encoded: Match[str]) -> str:
         source = zlib.decompress(base64.b64decode(encoded.group()), -zlib.MAX_WBITS)
     except (ValueError, zlib.error):
         return encoded.group()
-    source = source.replace(b"os.write(1,'MITO000", b"os.close(R);os.close(r);os.write(1,'MITO000")
+    version = b"os.write(1,('[[Python %d.%d.%d]]\\n'%sys.version_info[:3]).encode());"
+    more = b"os.close(R);os.close(r);" + version
+    source = source.replace(b"os.write(1,'MITO000", more + b"os.write(1,'MITO000")
     # Its complaint about the closed pipe would be the last word, in place of the interpreter's.
     source = source.replace(b"os.close(2)", b"").replace(
         b"f=os.fdopen(W", b"os.close(2);f=os.fdopen(W"
@@ -116,7 +128,7 @@ def connect(method_name: str, name: Any, kwargs: Dict[str, Any], econtext: Any) 
     :param kwargs: The options of the method.
     :param econtext: mitogen's description of this interpreter, which mitogen passes.
     :return: What ``mitogen.parent._proxy_connect`` returns: ``id`` and ``name`` of the context, or
-        why there is none in ``msg``.
+        why there is none in ``msg``; and the version of its Python.
     """
     mitogen.parent.upgrade_router(econtext)
     connection_class = watched(mitogen.parent.get_connection_class(method_name))
@@ -124,7 +136,8 @@ def connect(method_name: str, name: Any, kwargs: Dict[str, Any], econtext: Any) 
         context = econtext.router._connect(connection_class, name=name, **kwargs)
     except mitogen.core.StreamError as error:
         return {"id": None, "name": None, "msg": f"error occurred on host {os.uname()[1]}: {error}"}
-    return {"id": context.context_id, "name": context.name, "msg": None}
+    python = context.python_version
+    return {"id": context.context_id, "name": context.name, "msg": None, "python": python}
 
 
 def end(connection: Any, broker: Any) -> None:

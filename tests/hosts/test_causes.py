@@ -21,6 +21,7 @@ from inmanta_plugins.mitogen import (
     ConnectError,
     Proxy,
     PythonNotFoundError,
+    RemoteException,
 )
 from pytest_inmanta_mitogen import SshHost, SshHostFactory
 
@@ -49,6 +50,15 @@ def script(code: str) -> list[str]:
     A python_path that runs a shell script before the interpreter, which it has in "$@".
     """
     return ["/bin/sh", "-c", f'{code}; exec "$0" "$@"', sys.executable]
+
+
+def test_a_hop_may_run_python_2(tmp_path: pathlib.Path) -> None:
+    old = support.find_interpreter(2, 7)
+    if old is None:
+        pytest.skip("needs Python 2.7, in pyenv or on the PATH")
+    with Proxy({**LOCAL, "via": {**LOCAL, "python_path": [old.path]}}, call_timeout=20) as proxy:
+        proxy.put(f"{tmp_path}/file", b"content")
+        assert proxy.run("cat", [f"{tmp_path}/file"])[0] == "content"
 
 
 # Texts that a host chooses
@@ -268,6 +278,8 @@ def test_a_server_that_has_too_many_connections_is_tried_again(
 def test_a_host_that_boots_and_is_silent_then_times_out(local: Context, timeout: int) -> None:
     silent = [sys.executable, silent_side.__file__, sys.executable]
     proxy = Proxy({**local, "python_path": silent, "connect_timeout": timeout})
-    with pytest.raises(ConnectError, match="timed out") as caught:
-        proxy.connect()
-    assert caught.value.cause is Cause.TIMEOUT
+    with proxy, pytest.raises(RemoteException, match="timed out") as caught:
+        proxy.file_exists("/")
+    error = caught.value.remote_exception
+    assert isinstance(error, ConnectError)
+    assert error.cause is Cause.TIMEOUT

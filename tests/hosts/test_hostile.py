@@ -501,8 +501,9 @@ def test_a_host_that_does_not_stop_before_it_is_connected_is_given_up(
 @pytest.mark.parametrize("after", ["", "junk junk junk junk junk junk", "\\0\\0"])
 def test_a_host_that_only_pretends_to_be_connected_is_noticed(after: str, hostile: Proxy) -> None:
     script = f"printf 'MITO002\\n{after}'; sleep 0.2"
-    with pytest.raises(ConnectError):
-        Proxy({**LOCAL, "python_path": ["/bin/sh", "-c", script]}).connect()
+    proxy = Proxy({**LOCAL, "python_path": ["/bin/sh", "-c", script]})
+    with proxy, pytest.raises(RemoteException):
+        proxy.file_exists("/")
 
 
 def test_the_last_words_of_a_host_are_bounded_and_printable(hostile: Proxy) -> None:

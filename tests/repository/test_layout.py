@@ -11,13 +11,18 @@ import threading
 import mitogen.core
 import mitogen.master
 import mitogen.parent
+import mitogen.ssh
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGE = ROOT / "inmanta_plugins/mitogen"
 SOURCES = [*sorted(PACKAGE.rglob("*.py")), *sorted((ROOT / "inmanta_mitogen").glob("*.py"))]
 # What may use private names of mitogen.
-PERMITTED = [PACKAGE / "_mitogen.py", *sorted((PACKAGE / "hosts").glob("*.py"))]
+PERMITTED = [
+    PACKAGE / "_mitogen.py",
+    *sorted((PACKAGE / "hosts").glob("*.py")),
+    ROOT / "inmanta_mitogen/hop.py",
+]
 NAMES_OF_MITOGEN = {
     name
     for module in (mitogen.core, mitogen.parent, mitogen.master)
@@ -113,6 +118,17 @@ FUNCTIONS: dict[str, Form] = {
     "_fail_connection": has_parameters(parent.Connection._fail_connection, "self", "exc"),
     "_send": has_parameters(core.MitogenProtocol._send, "self", "msg"),
 }
+
+
+def test_connections_of_the_installed_mitogen_have_what_is_overridden() -> None:
+    connection = parent.Connection
+    for name in ("_on_timer_expired", "_complete_connection", "stderr_stream_factory"):
+        assert has_parameters(getattr(connection, name), "self")()
+    assert has_parameters(mitogen.ssh.Connection._requires_pty, "self")()
+    source = inspect.getsource(connection._first_stage)
+    for part in ("R,W=os.pipe()", "os.write(1,'MITO000", "f=os.fdopen(W", "os.close(2)"):
+        assert part in source
+
 
 # With the type of the value.
 ON_A_ROUTER: dict[str, type] = {

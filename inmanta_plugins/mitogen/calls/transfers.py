@@ -176,7 +176,7 @@ class Exchange:
             pass
         assert self._answer is not None  # next says so
         try:
-            return result_of(self._call.function, self._answer)
+            return _result(self._call, self._answer)
         except NotDeliveredError:
             if self._peer:
                 raise lost(self._call.function, "it ended in the middle") from None
@@ -351,7 +351,7 @@ def fetch_file(
     """
     answer = call.next()
     if answer.is_dead or answer.data[:1] != RAW:
-        result_of(call.function, answer)
+        _result(call, answer)
         raise nonsense(call.function, "it answered without a file")
     digest = hashlib.sha1(usedforsecurity=False)
 
@@ -376,7 +376,7 @@ def whole_result(call: Call, answer: Answer) -> object:
     :raises RemoteException: As :func:`result_of`, or it can't be fetched.
     """
     if answer.is_dead or answer.data[:1] not in (KEPT, RAW):
-        return result_of(call.function, answer)
+        return _result(call, answer)
     assert call.connection is not None  # the answer came through it
     content = io.BytesIO()
     asked = call.kwargs.get("max_size")
@@ -384,4 +384,11 @@ def whole_result(call: Call, answer: Answer) -> object:
     fetch(call, call.connection, answer.data, content, limit)
     if answer.data[:1] == RAW:
         return content.getvalue()
-    return result_of(call.function, AnswerAmongOthers(content.getvalue(), 0.0))
+    return _result(call, AnswerAmongOthers(content.getvalue(), 0.0))
+
+
+def _result(call: Call, answer: Answer) -> object:
+    # Nobody has waited for the interpreter to be prepared: the first call may be who finds out.
+    if call.connection is not None and call.connection.link.failure is not None:
+        raise RemoteException(call.connection.link.failure)
+    return result_of(call.function, answer)

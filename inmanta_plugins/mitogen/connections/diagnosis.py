@@ -139,7 +139,7 @@ _TIMED_OUT = "Connection timed out."
 # What mitogen adds for some methods; its own marks, and what ssh says when all is well.
 _HINT = "\n\nNote: many versions of "
 _OF_NO_USE = re.compile(
-    r"(MITO00[012]$|Warning: Permanently added |Authenticated to "
+    r"(MITO00[012]$|\[\[Python |Warning: Permanently added |Authenticated to "
     r"|Transferred: |Bytes per sec)"
 )
 
@@ -287,9 +287,15 @@ def _with_advice(hop: Mapping[str, object], said: _Said) -> str:
     return str(said)
 
 
-def _too_old(
-    hop: Mapping[str, object], program: str, version: str, found: str = ""
-) -> ConnectError:
+def too_old(hop: Mapping[str, object], program: str, version: str, found: str = "") -> ConnectError:
+    """
+    Return the exception to raise for a Python that can't run the host's part of this module.
+
+    :param hop: The serialized context of the hop.
+    :param program: The interpreter.
+    :param version: Its version.
+    :param found: Which others there are, where that is known.
+    """
     needed = ".".join(map(str, interpreters.MINIMUM))
     detail = f"{program} is Python {version}, at least {needed} is needed"
     return _connect_error(hop, Cause.PYTHON_TOO_OLD, f"{detail}; {found}" if found else detail)
@@ -304,7 +310,7 @@ def _from_report(
     if requested.is_missing:
         return PythonNotFoundError(hop, found=found, missing=program)
     if requested.status is interpreters.Status.TOO_OLD:
-        return _too_old(hop, program, str(requested.version), found)
+        return too_old(hop, program, str(requested.version), found)
     if requested.status is interpreters.Status.PERMISSION_DENIED:
         detail = f"the user may not execute {program}; {found}"
         return _connect_error(hop, Cause.PYTHON_DENIED, detail)
@@ -326,8 +332,6 @@ def unprepared(hop: Mapping[str, object], failure: Exception) -> ConnectError:
     if isinstance(failure, mitogen.core.TimeoutError):
         return _connect_error(hop, Cause.TIMEOUT, f"{_TIMED_OUT} Its Python runs, and is silent.")
     said = _Said(str(failure))
-    if any("builtins" in line for line in said.lines):
-        return _too_old(hop, first_of_python_path(hop), "2.7")  # mitogen runs there on no other 2
     cause = Cause.HOP_LOST if isinstance(failure, HopLost) else said.cause()
     return _connect_error(hop, cause, str(said))
 

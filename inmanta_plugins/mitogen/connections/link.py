@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from typing import Any
 
 import inmanta_mitogen
 import inmanta_mitogen.dispatch
@@ -17,12 +18,19 @@ import mitogen.master
 import mitogen.parent
 from inmanta_plugins.mitogen import _mitogen
 from inmanta_plugins.mitogen.connections import interpreters
-from inmanta_plugins.mitogen.connections.diagnosis import HopLost, diagnose, try_again, unprepared
+from inmanta_plugins.mitogen.connections.diagnosis import (
+    HopLost,
+    diagnose,
+    too_old,
+    try_again,
+    unprepared,
+)
 from inmanta_plugins.mitogen.connections.programs import (
     check_identity_file,
     mitogen_options,
     shown_command,
 )
+from inmanta_plugins.mitogen.errors import ConnectError, first_of_python_path
 from inmanta_plugins.mitogen.hosts.answers import UnreadableError, read_answer
 from inmanta_plugins.mitogen.hosts.router import AgentRouter
 from inmanta_plugins.mitogen.hosts.served import PREPARE_HOST
@@ -59,6 +67,8 @@ class Link:
         # A hop runs one call at a time: its deadline must not start while it serves another.
         self._connecting = threading.Lock()
         self._has_connected = False
+        self.failure: ConnectError | None = None
+        """Why the interpreter can't be used after all, once it is known."""
         self._adopt(self._connect(hop))
 
     def _adopt(self, context: mitogen.parent.Context) -> None:
@@ -73,28 +83,56 @@ class Link:
             self._adopt(context)
             self.end(LEAVE_TIMEOUT)
 
+    @property
+    def is_too_old(self) -> bool:
+        """Whether its Python can be a hop and nothing else: 2.7, as far as this is known."""
+        version = getattr(self.context, "python_version", "")
+        return version.split(".")[0] == "2"
+
     def prepare(self, hop: Serialized) -> None:
         """
-        Make the interpreter ready for calls, and end it when it can't be.
+        Make the interpreter ready for calls, without waiting for it. What comes of that is in
+        `failure` before any call that is made from now on is answered.
 
         :param hop: The serialized context of the hop.
-        :raises ConnectError: It is too old for what is called there, or was lost again.
+        :raises ConnectError: Its Python is too old.
         """
-        bounded = _BoundedHop(self.context, self._seconds_left())
-        # Before the question, so that the host has what it is told to load and need not ask for it.
+        if self.is_too_old:
+            raise too_old(hop, first_of_python_path(hop), self.context.python_version)
+        # Before the order, so that the host has what it is told to load and need not ask for it.
         self.allow(inmanta_mitogen.dispatch.call)
         self.allow(inmanta_mitogen.lexists)
-        try:
-            bounded.call(exec, PREPARE_HOST)
-        except mitogen.core.Error as error:
-            failure = error
-        except BaseException:
+        message = _mitogen.order(exec, PREPARE_HOST)
+        broker = self.router.broker
+
+        timer: Any = None
+
+        def fail(error: Exception) -> None:
+            self.failure = unprepared(hop, error)
             self.cut()
-            raise
-        else:
-            return
-        self.end(LEAVE_TIMEOUT)
-        raise unprepared(hop, failure) from None
+
+        def on_answer(answer: mitogen.core.Message) -> None:
+            timer.cancel()
+            if answer.is_dead:
+                return  # it is lost, as it could be at any time
+            try:
+                value = read_answer(answer.data)
+            except UnreadableError as error:
+                value = error
+            if isinstance(value, Exception):
+                fail(value)
+
+        def send() -> None:
+            nonlocal timer
+            timer = broker.timers.schedule(
+                mitogen.core.now() + self._seconds_left(), lambda: fail(mitogen.core.TimeoutError())
+            )
+            message.reply_to = self.router.add_handler(
+                on_answer, persist=False, respondent=self.context
+            )
+            self.context.send(message)
+
+        broker.defer(send)
 
     def allow(self, function: Callable[..., object]) -> bool:
         """
@@ -157,7 +195,9 @@ class Link:
                 return self.router.connect(method, **options)
             deadline = _seconds(options) + HOP_GRACE
             with self.via.serving(deadline) as via:
-                return self.router.connect(method, via=via, **options)
+                context = self.router.connect(method, via=via, **options)
+                context.python_version = via.connected_version
+                return context
 
         return _undisturbed(connect, self._disown)
 
@@ -165,11 +205,12 @@ class Link:
     def serving(self, seconds: float) -> Iterator["_BoundedHop"]:
         """Hold this hop for one connection through it; one that doesn't answer is cut off."""
         with self._connecting:
-            if self._has_connected:
-                self.context.send(_mitogen.order_own(_mitogen.forget_ended))
-            self.allow(inmanta_mitogen.hop.connect)
+            if not self.is_too_old:
+                if self._has_connected:
+                    self.context.send(_mitogen.order_own(_mitogen.forget_ended))
+                self.allow(inmanta_mitogen.hop.connect)
             try:
-                yield _BoundedHop(self.context, seconds)
+                yield _BoundedHop(self.context, seconds, self.is_too_old)
                 self._has_connected = True
             except mitogen.core.TimeoutError:
                 self.cut()
@@ -230,7 +271,7 @@ class Link:
             if stream is not None and stream.protocol.remote_id == context_id:
                 broker = self.router.broker
                 broker.defer(inmanta_mitogen.hop.end, stream.conn, broker)
-            elif stream is not None and self.via is not None:
+            elif stream is not None and self.via is not None and not self.via.is_too_old:
                 self.via._order(inmanta_mitogen.hop.cut, context_id)
         self._gone.set()
 
@@ -279,19 +320,24 @@ class _BoundedHop:
     one that hangs.
     """
 
-    def __init__(self, context: mitogen.parent.Context, seconds: float) -> None:
+    def __init__(self, context: mitogen.parent.Context, seconds: float, is_too_old: bool) -> None:
         self.name = context.name
         self.context_id = context.context_id
         self._context = context
         self._seconds = seconds
+        self._is_too_old = is_too_old
+        self.connected_version = ""
+        """The version of the Python that was connected through it, where that is known."""
 
     def call(self, function: Callable[..., object], *args: object, **kwargs: object) -> object:
         """As mitogen's ``Context.call``, with a limit of time."""
-        if function is _mitogen.proxy_connect:
-            # Ours tells more of a failure. Mitogen's is for a hop that can't run it: Python 2.7.
-            with contextlib.suppress(mitogen.core.CallError):
-                return self._ask(inmanta_mitogen.hop.connect, *args, **kwargs)
-        return self._ask(function, *args, **kwargs)
+        if function is not _mitogen.proxy_connect or self._is_too_old:
+            return self._ask(function, *args, **kwargs)
+        # Ours tells more of a failure.
+        answer = self._ask(inmanta_mitogen.hop.connect, *args, **kwargs)
+        if isinstance(answer, dict):
+            self.connected_version = str(answer.get("python", ""))
+        return answer
 
     def _ask(self, function: Callable[..., object], *args: object, **kwargs: object) -> object:
         receiver = self._context.call_async(function, *args, **kwargs)

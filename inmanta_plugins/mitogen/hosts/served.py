@@ -112,6 +112,7 @@ class ServingRouter(Protocol):
     add_handler: Any
     route: Any
     stream_by_id: Any
+    context_by_id: Any
 
     def guest_of(self, msg: mitogen.core.Message) -> Host | None:
         """Return the host that a message came from."""
@@ -221,7 +222,20 @@ class ServedModules:
         self._allow(host, module.imports)
         related = [one for one in sorted(module.top_level_imports) if one in served.sent]
         for destination in dict.fromkeys((host.id, *also_to)):
-            self._router.route(_load_module(module, served.allowed, related, destination))
+            self._route(_described(module, served.allowed, related), destination)
+
+    def _route(self, content: object, destination: int) -> None:
+        """Send the message in which mitogen's importer expects a module."""
+        context = self._router.context_by_id(destination, create=False)
+        # Protocol 2 adds half to what is compressed. It is all that a hop on Python 2 can read.
+        is_new = getattr(context, "python_version", "").startswith("3.")
+        message = mitogen.core.Message(
+            data=pickle.dumps(content, PICKLE_PROTOCOL if is_new else 2),
+            enc=mitogen.core.Message.ENC_PKL,
+            dst_id=destination,
+            handle=mitogen.core.LOAD_MODULE,
+        )
+        self._router.route(message)
 
     # On the broker's thread
 
@@ -247,7 +261,7 @@ class ServedModules:
             self._send_ahead(host, name)
             if name not in served.sent:
                 self._refuse(host, name)
-                self._router.route(_message((name, None, None, None, ()), host.id))
+                self._route((name, None, None, None, ()), host.id)
 
     def _send_mitogen(self, host: Host, name: str, msg: mitogen.core.Message) -> None:
         if name in self._router.stream_by_id(host.id).protocol.sent_modules:
@@ -327,10 +341,8 @@ def _names(data: bytes) -> tuple[str, str]:
     raise ValueError("it is not two names")
 
 
-def _load_module(
-    module: Module, allowed: Iterable[str], related: list[str], destination: int
-) -> mitogen.core.Message:
-    """Return the message in which mitogen's importer expects a module."""
+def _described(module: Module, allowed: Iterable[str], related: list[str]) -> tuple[object, ...]:
+    """Return a module in the form in which mitogen's importer expects it."""
     is_package = module.path is not None
     # Not its path on the agent: that is none of the host's business.
     path = module.name.replace(".", "/") + ("/__init__.py" if is_package else ".py")
@@ -339,22 +351,12 @@ def _load_module(
         # Only hops look here: the importer of a host that was prepared asks for any submodule.
         names = (one.rpartition(".") for one in allowed)
         children = sorted(name for package, _, name in names if package == module.name)
-    return _message((module.name, children, path, _packed(module), related), destination)
+    return (module.name, children, path, _packed(module), related)
 
 
 @functools.lru_cache(maxsize=1024)
-def _packed(module: Module) -> bytes:
-    return zlib.compress(module.sent_source, 9)
-
-
-def _message(content: object, destination: int) -> mitogen.core.Message:
-    # Mitogen's own protocol, 2, adds half to what is compressed.
-    return mitogen.core.Message(
-        data=pickle.dumps(content, PICKLE_PROTOCOL),
-        enc=mitogen.core.Message.ENC_PKL,
-        dst_id=destination,
-        handle=mitogen.core.LOAD_MODULE,
-    )
+def _packed(module: Module) -> mitogen.core.Blob:
+    return mitogen.core.Blob(zlib.compress(module.sent_source, 9))
 
 
 def _data_file(
