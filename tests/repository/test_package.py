@@ -124,6 +124,10 @@ def wheels(
         return dict(zip(BUILDS, pool.map(build, BUILDS), strict=True))
 
 
+# The shell scripts that look for interpreters on hosts.
+SCRIPTS = ("auto", "interpreters", "probe")
+
+
 def sources(checkout: pathlib.Path, folder: str) -> set[str]:
     return {str(path.relative_to(checkout)) for path in (checkout / folder).rglob("*.py")}
 
@@ -140,6 +144,7 @@ def test_a_wheel_holds_the_module_and_nothing_else(
         *sources(checkout, "inmanta_mitogen"),
         *sources(checkout, "pytest_inmanta_mitogen"),
         "inmanta_plugins/mitogen/py.typed",
+        *(f"inmanta_plugins/mitogen/connections/{name}.sh" for name in SCRIPTS),
         "inmanta_plugins/mitogen/setup.cfg",
         "inmanta_plugins/mitogen/model/_init.cf",
         "inmanta_mitogen/py.typed",

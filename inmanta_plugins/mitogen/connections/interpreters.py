@@ -2,7 +2,7 @@
 
 A ``python_path`` is a list that mitogen puts before its own arguments, so it may as well start a
 shell script, which then runs on the host as the context's user, whichever method leads there. The
-scripts here are data: nothing in this file connects to anything.
+scripts are files beside this one. Nothing here connects to anything.
 
 - :func:`probe_command` makes a ``python_path`` that reports on an interpreter and ends. What it
   prints comes back in the text of mitogen's error; :func:`parse_report` finds it there.
@@ -11,8 +11,10 @@ scripts here are data: nothing in this file connects to anything.
 
 import dataclasses
 import enum
+import functools
+import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 #: The oldest Python that runs the host's half of this module. (mitogen 0.3.45 to 0.3.54 themselves
 #: start on 2.7 and on 3.6 and newer, by their metadata and by trying.)
@@ -75,184 +77,13 @@ _PYTHON = (
     "os.write(1,(n+'@py@%d %d.%d.%d '%((r,)+v[:3])).encode()+g(os,'fsencode',str)(e)+n.encode())"
 )
 
-# The scripts are POSIX sh for dash, bash, busybox, zsh, mksh, ksh and yash. Their texts and
-# messages are never looked at, only exit statuses and files, so that no locale matters.
-#
-# t runs a command for a limited time. Not every host has timeout, and busybox's old one takes other
-# arguments.
-#
-# say prints one line of the report. What isn't plain goes in hexadecimal: mitogen fails on bytes
-# that aren't UTF-8, and its ssh, sudo and su methods act on words like "Permission denied" and
-# "password" wherever these appear.
-#
-# told reads what _PYTHON wrote. each tries the interpreters called $N; pyenv's and asdf's shims are
-# passed over for what they stand for. P becomes the best one. With A=1, for versioned names in
-# falling order, it stops as soon as nothing better can come; with A=2, for the other names after
-# these, what links to a versioned name beside it is no news. A home directory counts only when the
-# user owns it: one who became root may have kept the home of another.
-_COMMON = r"""
-set +f +e +u +x +v +C
-C="{python}"
-T=$(PATH=/usr/bin:/bin:$PATH; command -v timeout) && "$T" -k 1 9 /bin/sh -c : 2>/dev/null || T=
-t() {
-if [ "$T" ]; then "$T" -k 1 {patience} "$@" </dev/null; return; fi
-"$@" </dev/null & c=$!
-(exec >/dev/null 2>&1; sleep {patience} & z=$!; trap "kill $z" TERM; wait $z && kill -9 $c) & z=$!
-wait $c; c=$?; kill $z 2>/dev/null; return $c
-}
-enc() {
-LC_ALL=C; PATH=$PATH:/usr/bin:/bin
-case $1 in
-*[!A-Za-z0-9/._+:@,=~-]*|"")
-printf %%; printf %s "$1" | tail -c {output} | od -An -v -tx1 | tr -d " \n";;
-*) printf %s "$1";;
-esac
-}
-say() { L=; for q; do L="$L $(enc "$q")"; done; printf "\n[[inmanta-python%s]]\n" "$L"; }
-told() {
-case $o in *@py@[0-9]*) ;; *) return 1;; esac
-x=${o##*@py@}; x=${x%%"
-"*}; r=${x%% *}; x=${x#* }; v=${x%% *}; x=${x#* }
-}
-known() {
-I=$IFS; IFS=:
-for q in $S; do IFS=$I; [ "$q" -ef "$1" ] && return; done
-IFS=$I; return 1
-}
-each() {
-I=$IFS; IFS=:; set -- $D; IFS=$I
-for n in $N; do for d; do
-case $d in */shims|*/shims/) continue;; /*) ;; *) continue;; esac
-f=${d%/}/$n
-[ -f "$f" ] && [ -x "$f" ] && ! known "$f" || continue
-case $A$P in 2/*) for q in $V; do [ "$f" -ef "${f%/*}/$q" ] && continue 2; done;; esac
-S=$S:$f; l=$((l+1)); [ $l -gt {tried} ] && return
-o=$(t "$f" -c "$C" 2>/dev/null); s=$?
-if told; then
-F=$F$(say found $v "$f")
-[ $r -gt $b ] && b=$r && P=$f && [ "$x" -ef "$f" ] && P=$x
-case $A in 1) [ $r -ge $((100+${n#*.})) ] && return;; esac
-else
-F=$F$(say broken $s "$f")
-case $s in 124|137|143) w=$((w+1)); [ $w -ge {silent} ] && return;; esac
-fi
-done; done
-}
-F= P= S= A= l=0 b=0 w=0
-D=$PATH:{places}
-[ -O "$HOME" ] && D=$D:{homes}
-"""
-
-# kind says what a path is. One that is not seen is followed, up its directories and along its
-# links, to the first thing that is: when that is a directory which the user may not search, nobody
-# can say that the interpreter is missing. lookup finds a name on PATH; a closed directory there
-# (U=1) denies nothing by itself, even if programs take it for that and end with 126.
-#
-# word finds the interpreter among the arguments of a program that starts it (env, nice, sh -c).
-# judge runs the requested command as mitogen would, with $C instead of mitogen's code. A status of
-# 127 says "not there" for whatever a program or a script (of pyenv, or one whose own interpreter is
-# gone) was to start; an executable that ends with it by itself did start.
-_PROBE = r"""
-{common}
-kind() {
-if [ -d "$1" ]; then K=directory
-elif [ -f "$1" ] && [ -x "$1" ]; then K=ok
-elif [ -e "$1" ]; then
-case $(PATH=/usr/bin:/bin:$PATH; ls -ldL "$1" 2>/dev/null) in
--??[xs]*|-?????[xs]*|-????????[xt]*) K=denied;; *) K=plain;;
-esac
-else
-x=$1; c=0; K=missing; [ -L "$x" ] && K=dangling
-until [ -e "$x" ] || [ "$x" = . ]; do
-c=$((c+1))
-if [ $c -lt 40 ] && [ -L "$x" ] && y=$(PATH=$PATH:/usr/bin:/bin; readlink "$x"); then
-case $y in /*) x=$y;; *) x=${x%/*}/$y;; esac
-else
-case ${x%/*} in "") x=/;; "$x") x=.;; *) x=${x%/*};; esac
-fi
-done
-[ -d "$x" ] && ! [ -x "$x" ] && K=denied
-fi
-}
-lookup() {
-case $1 in */*) f=$1; kind "$f"; return;; esac
-B=missing; U=; n=$1; I=$IFS; IFS=:; set -f; set -- $PATH; set +f; IFS=$I
-for d; do
-f=${d:-.}/$n
-kind "$f"; [ $K = ok ] && return
-if [ -e "$f" ] || [ -L "$f" ]; then [ $B = missing ] && B=$K; elif [ $K = denied ]; then U=1; fi
-done
-K=$B
-}
-word() {
-shift; set -f
-for q in $*; do
-case $q in
--*|*=*|[0-9]*|exec|*[\"\;\$]*) ;;
-*python*|*pypy*) W=$q; break;;
-*) [ "$W" ] || W=$q;;
-esac
-done
-set +f
-}
-judge() {
-W=$1; s=-; v=; r=0; o=; lookup "$1"; [ $K = ok ] || return
-o=$(t "$@" -c "$C" 2>&1); s=$?
-if told; then K=python; o=; return; fi
-K=failed; S=$f
-case $s in 126|127) ;; *) return;; esac
-case ${1##*/} in *python*|*pypy*) ;; *) W=; word "$@"; : "${W:=$1}";; esac
-if [ "$W" != "$1" ]; then
-if [ $s = 127 ]; then K=missing; return; fi
-U=
-lookup "$W"; case $K$U in ok*|missing) K=failed;; esac; return
-fi
-y=; { IFS= read -r y <"$f"; } 2>/dev/null
-case $y in "#!"*) ;; *) return;; esac
-y=${y#??}; set -- $y; [ $s = 127 ] || ! [ -e "$1" ] && K=missing
-}
-k=$1; shift; n=$k
-while [ $n -gt 0 ]; do set -- "$@" "$1"; shift; n=$((n-1)); done
-shift $(($# - k))
-judge "$@"
-say requested $K $s "$v" "$W" "$o"
-[ $r -gt 0 ] && exit 1
-N="{names}"
-each 2>/dev/null
-printf "%s\n" "$F"
-say searched "$PATH"
-exit 1
-"""
-
-# In a subshell, so that no variable of the search is left in the environment of the interpreter. In
-# a function, since bash before version 4 can't read a "case" right inside of "$(...)".
-_AUTO = r"""
-search() {
-{common}
-V="{versioned}"
-A=1; N=$V; each
-A=2; N="{unversioned}"; each
-if [ "$P" ]; then printf %s "$P"; return; fi
-say requested missing - "" {auto} ""
-printf "%s\n" "$F"
-say searched "$PATH"
-}
-set -- "$(search 2>/dev/null)" "$@"
-case $1 in /*) exec "$@";; esac
-printf "%s\n" "$1"
-exit 127
-"""
-
 
 class Status(enum.Enum):
     """What became of a requested interpreter."""
 
     USABLE = "usable"
+    #: Nothing is there, or nothing that anybody could execute.
     MISSING = "missing"
-    #: A file that nobody may execute: it has no x bit.
-    NOT_EXECUTABLE = "not executable"
-    DIRECTORY = "a directory"
-    DANGLING = "a dangling symlink"
     #: The user may not execute it, though others may, or may not search the directory it is in.
     PERMISSION_DENIED = "permission denied"
     #: It runs, and is older than :data:`MINIMUM`.
@@ -261,13 +92,8 @@ class Status(enum.Enum):
     FAILED = "failed"
 
 
-_MISSING = frozenset({Status.MISSING, Status.NOT_EXECUTABLE, Status.DIRECTORY, Status.DANGLING})
-
 _KINDS = {
     "missing": Status.MISSING,
-    "plain": Status.NOT_EXECUTABLE,
-    "directory": Status.DIRECTORY,
-    "dangling": Status.DANGLING,
     "denied": Status.PERMISSION_DENIED,
     "failed": Status.FAILED,
 }
@@ -296,7 +122,7 @@ class Requested:
     @property
     def is_missing(self) -> bool:
         """Whether there is no such interpreter, rather than one that can't be used."""
-        return self.status in _MISSING
+        return self.status is Status.MISSING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -375,7 +201,7 @@ def probe_command(python_path: Sequence[str]) -> list[str]:
         # mitogen's ssh method leaves this one to the login shell: it would end the probe's command.
         line = " ".join("." if element == "source" else element for element in requested)
         requested = ["/bin/sh", "-c", f'{line} "$@"', "sh"]
-    return [*_PROBE_COMMAND, str(len(requested)), *requested]
+    return [*_command("probe.sh"), str(len(requested)), *requested]
 
 
 def auto_command() -> list[str]:
@@ -386,7 +212,7 @@ def auto_command() -> list[str]:
         nothing else. Among equals the one that is first on PATH. Where there is none, the
         connection fails, and :func:`parse_report` finds in its text that it is missing.
     """
-    return list(_AUTO_COMMAND)
+    return list(_command("auto.sh"))
 
 
 def parse_report(text: str) -> Report | None:
@@ -493,46 +319,44 @@ def _decode(field: str) -> str:
     return bytes.fromhex(digits[: len(digits) // 2 * 2]).decode("utf-8", "replace")
 
 
-def _shell(script: str) -> list[str]:
+def _script(name: str) -> str:
+    """Return a script beside this file, with what it includes and without what only people need."""
+    text = pathlib.Path(__file__).with_name(name).read_text()
+    code = re.sub(r"^ *(#.*)?\n|^ +", "", text, flags=re.MULTILINE)
+    include = ". interpreters.sh\n"
+    if include in code:
+        code = code.replace(include, "".join(_settings()) + _script("interpreters.sh"))
+    return code
+
+
+def _settings() -> Iterator[str]:
+    """Yield lines that set what the scripts have in capitals."""
+    values = {
+        "PYTHON_CODE": _PYTHON,
+        "PATIENCE": _PATIENCE,
+        "MOST_SILENT": _MOST_SILENT,
+        "MOST_TRIED": _MOST_TRIED,
+        "MOST_OUTPUT": _MOST_OUTPUT,
+        "PLACES": ":".join(PLACES),
+        "HOME_PLACES": ":".join(f"${{HOME-}}/{place}" for place in HOME_PLACES),
+        "VERSIONED_NAMES": " ".join(VERSIONED_NAMES),
+        "UNVERSIONED_NAMES": " ".join(UNVERSIONED_NAMES),
+        "NAMES": " ".join([UNVERSIONED_NAMES[0], *VERSIONED_NAMES, *UNVERSIONED_NAMES[1:]]),
+    }
+    for name, value in values.items():
+        yield f'{name}="{value}"\n'
+
+
+@functools.cache
+def _command(name: str) -> tuple[str, ...]:
     """
-    :param script: A script for sh.
+    :param name: The name of a script beside this file.
     :return: The command that runs it. It passes unharmed through the layers of quoting on the way:
         mitogen's for ssh (single quotes) and for su (double quotes, where a backslash keeps ``!``
         from nothing), sudo's for a login shell (a backslash before everything but letters, digits
         and ``$``; one before a line's end swallows it) and login shells that are no POSIX shells.
     """
-    encoded = re.sub(r"[$\"'`!\\\n]", lambda match: f"\\0{ord(match[0]):03o}", script.strip())
-    return ["/bin/sh", "-c", f"eval \"$(printf %b '{encoded}')\"", "inmanta-python"]
-
-
-def _fill(script: str, **values: str) -> str:
-    # No str.format: shells love braces.
-    return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), script)
-
-
-_COMMON_FILLED = _fill(
-    _COMMON.strip(),
-    python=_PYTHON,
-    patience=str(_PATIENCE),
-    silent=str(_MOST_SILENT),
-    tried=str(_MOST_TRIED),
-    output=str(_MOST_OUTPUT),
-    places=":".join(PLACES),
-    homes=":".join(f"$HOME/{place}" for place in HOME_PLACES),
-)
-_PROBE_COMMAND = _shell(
-    _fill(
-        _PROBE,
-        common=_COMMON_FILLED,
-        names=" ".join([UNVERSIONED_NAMES[0], *VERSIONED_NAMES, *UNVERSIONED_NAMES[1:]]),
+    encoded = re.sub(
+        r"[$\"'`!\\\n]", lambda match: f"\\0{ord(match[0]):03o}", _script(name).strip()
     )
-)
-_AUTO_COMMAND = _shell(
-    _fill(
-        _AUTO,
-        common=_COMMON_FILLED,
-        versioned=" ".join(VERSIONED_NAMES),
-        unversioned=" ".join(UNVERSIONED_NAMES),
-        auto=AUTO,
-    )
-)
+    return ("/bin/sh", "-c", f"eval \"$(printf %b '{encoded}')\"", "inmanta-python")
