@@ -217,6 +217,16 @@ def test_mitogen_is_quiet_in_a_log_at_debug_unless_told_otherwise(
 # Failing connections
 
 
+def test_a_hop_ends_with_the_last_who_uses_it() -> None:
+    hop = {**LOCAL, "name": "hop"}
+    with Proxy(dict(LOCAL)):  # so that the end of all connections is not what ends it
+        with Proxy(behind(hop)) as last:
+            with Proxy(behind(hop)) as first:
+                pid = first.remote_call(os.getppid)
+            assert last.remote_call(os.getppid) == pid
+        support.wait_until(lambda: not os.path.exists(f"/proc/{pid}"), "the hop has ended")
+
+
 def test_a_failed_connection_says_who_what_and_what_to_do() -> None:
     port = support.free_port()
     proxy = Proxy(

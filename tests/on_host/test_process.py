@@ -379,7 +379,8 @@ def test_a_command_ends_by_itself_when_its_interpreter_is_told_to_end(
 ) -> None:
     # More than a pipe holds, on both streams and in.
     script = (
-        "cat >got; echo $$ >started; sleep 1; head -c 300000 /dev/zero; seq 90000 >&2; echo >done"
+        "set -e; cat >got; echo $$ >started; sleep 1;"
+        " head -c 300000 /dev/zero; seq 90000 >&2; echo >done"
     )
     code = f"from inmanta_mitogen import run; run('sh', ['-c', {script!r}], stdin='x' * 3000000)"
     process = subprocess.Popen(
