@@ -2,10 +2,12 @@
 
 import collections.abc
 import contextlib
+import os
 import pathlib
 import pickle
 import socket
 import struct
+import subprocess
 import sys
 import threading
 
@@ -144,6 +146,48 @@ def test_a_second_factor_is_a_matter_of_authentication(local: Context) -> None:
     with pytest.raises(ConnectError, match="Verification code:") as caught:
         Proxy({**local, "python_path": asks, "connect_timeout": 1}).connect()
     assert caught.value.cause is Cause.AUTHENTICATION
+
+
+# What sudo allows
+
+
+@contextlib.contextmanager
+def sudoers(text: str) -> collections.abc.Iterator[None]:
+    """
+    More rules for sudo.
+    """
+    path = pathlib.Path(f"/etc/sudoers.d/causes-{os.getpid()}")
+    path.write_text(text)
+    path.chmod(0o440)
+    try:
+        yield
+    finally:
+        path.unlink()
+
+
+def root_through(user: support.User, python: str, **options: object) -> Context:
+    """
+    Root of this machine, by way of a user.
+    """
+    sudo = {"method_name": "sudo", "name": "", "python_path": [python]}
+    return {**sudo, **options, "via": {**sudo, "username": user.name}}
+
+
+def test_a_sudo_that_lets_nothing_start_a_program_says_so(
+    fails: Fails, python: str, trusted: support.User
+) -> None:
+    with sudoers(f"Defaults:{trusted.name} noexec\n"):
+        error = fails(root_through(trusted, python), ConnectError)
+    assert error.cause is Cause.NOT_ALLOWED
+    assert "NOEXEC" in str(error)
+
+
+def test_an_account_that_has_expired_is_told(fails: Fails, python: str) -> None:
+    support.need("chage", "sudo", root=True)
+    with support.temporary_user() as user, support.sudo_rule(user, password=True):
+        subprocess.run(["chage", "-E", "1", user.name], check=True)
+        error = fails(root_through(user, python, password=user.password), ConnectError)
+    assert error.cause is Cause.EXPIRED
 
 
 # Messages

@@ -34,15 +34,6 @@ _SIGNS: tuple[tuple[Cause, tuple[str, ...]], ...] = (
         ),
     ),
     (
-        Cause.EXPIRED,
-        (
-            r"(account|[Pp]assword) (or password )?(has|is) expired",
-            r"required to change your password",
-            r"[Aa]uthentication token is no longer valid",
-            r"account validation failure",
-        ),
-    ),
-    (
         Cause.PASSWORD_REQUIRED,
         (
             r"password is required",
@@ -126,6 +117,11 @@ _SIGN_PATTERNS = tuple(
     (cause, re.compile("|".join(f"(?:{sign})" for sign in signs))) for cause, signs in _SIGNS
 )
 
+_EXPIRED = re.compile(
+    r"(account|[Pp]assword) (or password )?(has|is) expired|required to change your password"
+    r"|[Aa]uthentication token is no longer valid|account validation failure"
+)
+
 # A server that has more to do than it accepts (MaxStartups), or that is just being started.
 _TRY_AGAIN = re.compile(
     r"^((kex|ssh)_exchange_identification: (read: )?Connection (reset|closed)|Connection reset by )"
@@ -182,6 +178,8 @@ class _Said:
         """Return the cause, as far as it stands in the words."""
         # Before a time-out anything may have come, such as the host's message of the day.
         lines = self.lines[-3:] if self.timed_out else self.lines
+        if any(map(_EXPIRED.search, lines)):
+            return Cause.EXPIRED  # whatever is asked for then
         for line in reversed(lines):
             for cause, pattern in _SIGN_PATTERNS:
                 if pattern.search(line):
@@ -314,6 +312,9 @@ def _from_report(
     if requested.status is interpreters.Status.PERMISSION_DENIED:
         detail = f"the user may not execute {program}; {found}"
         return _connect_error(hop, Cause.PYTHON_DENIED, detail)
+    if requested.exit_status == 126 and hop["method_name"] == "sudo" and not report.found:
+        detail = "sudo lets what it starts start no other programs (NOEXEC in sudoers)"
+        return _connect_error(hop, Cause.NOT_ALLOWED, detail)
     if requested.status is interpreters.Status.FAILED:
         output = _shown([line[:LONGEST_SHOWN_LINE] for line in requested.output.splitlines()])
         said = f" ({output})" if output else ""
