@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import types
 import typing
 
 # sbin directories are on no ordinary user's PATH.
@@ -115,12 +114,7 @@ class SshHost:
             raise
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: types.TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
         if self._directory is not None:
             shutil.rmtree(self._directory)

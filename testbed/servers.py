@@ -16,7 +16,6 @@ import socket
 import subprocess
 import sys
 import time
-import types
 import typing
 
 import psutil
@@ -114,12 +113,7 @@ class Postgres:
         _wait_until(self._answers, self._process, what="starting PostgreSQL", log=self.log)
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: types.TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._process is not None:
             # Does not wait for clients to leave.
             end([self._process], first=signal.SIGINT)
@@ -224,12 +218,7 @@ class InmantaServer:
                     raise
         raise AssertionError("unreachable")
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: types.TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._process is not None:
             end([self._process])
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -335,12 +324,7 @@ class SshAgent:
         )
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: types.TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._process is not None:
             end([self._process])
 

@@ -18,8 +18,6 @@ from inmanta_mitogen.dispatch import PICKLE_PROTOCOL
 
 # The start of a dead message that never left the agent, or never reached the context.
 NO_ROUTE = "no route to "
-# What is in the text of a dead message in the place of one above the maximum size.
-TOO_LARGE = "message too large"
 
 # What mitogen calls on a hop to connect the next one.
 proxy_connect = mitogen.parent._proxy_connect

@@ -9,15 +9,12 @@ answered from what came back.
 import os
 import queue
 import time
-from collections.abc import Callable
 
 import inmanta_mitogen
 import inmanta_mitogen.dispatch
-from inmanta_plugins.mitogen.calls.call import Answer, AnswerAmongOthers
+from inmanta_plugins.mitogen.calls.call import Answer, AnswerAmongOthers, Function
 from inmanta_plugins.mitogen.connections.hub import Connection
 from inmanta_plugins.mitogen.settings import PREFETCHED_SECONDS
-
-Function = Callable[..., object]
 
 _QUESTIONS: frozenset[Function] = frozenset(
     {

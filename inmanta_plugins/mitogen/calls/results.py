@@ -2,19 +2,16 @@
 
 import pickle
 import re
-from collections.abc import Callable
 
 import inmanta_mitogen.dispatch
 import mitogen.core
 from inmanta_plugins.mitogen import _mitogen
-from inmanta_plugins.mitogen.calls.call import Answer
+from inmanta_plugins.mitogen.calls.call import Answer, Function
 from inmanta_plugins.mitogen.calls.request import function_name
 from inmanta_plugins.mitogen.errors import NotDeliveredError, RemoteException
 from inmanta_plugins.mitogen.hosts.answers import UnreadableError, read_answer
 from inmanta_plugins.mitogen.hosts.served import advice_for
 from inmanta_plugins.mitogen.texts import bounded_text
-
-Function = Callable[..., object]
 
 _LONGEST_REASON = 1_000
 
