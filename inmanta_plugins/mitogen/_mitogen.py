@@ -72,8 +72,9 @@ def prepare_host():  # type: () -> None
     What is called there must be the agent's own version of it, even where the host has one
     installed (mitogen's own overrides can't say that: they would also keep the host from importing
     anything else). And which submodules there are is for the agent to say each time: a list of
-    them, made at first use, would name what others may have. At DEBUG, mitogen logs messages with
-    their content, and so a Secret in it.
+    them, made at first use, would name what others may have. A module that nobody has is a
+    ModuleNotFoundError, as code with optional imports expects it (inmanta's own, for one); mitogen's
+    is a plain ImportError. At DEBUG, mitogen logs messages with their content, and so a Secret in it.
     """
     import logging
     import sys
@@ -97,15 +98,21 @@ def prepare_host():  # type: () -> None
     def size_only(self):  # type: (Any) -> str
         return "Message({} bytes)".format(len(self.data))  # noqa: UP032  # of Python 2 too
 
+    def create_module(spec):  # type: (Any) -> Any
+        try:
+            return type(importer).create_module(importer, spec)
+        except ImportError as error:
+            raise ModuleNotFoundError(str(error), name=spec.name)  # noqa: B904  # of Python 2 too
+
     mitogen.core.Message.__repr__ = size_only
     logging.getLogger("mitogen").addFilter(lambda record: "dispatching" not in str(record.msg))
-    finders = sys.meta_path  # type: Any
-    for finder in finders:
-        if type(finder).__module__ == "mitogen.core":
-            finder._present = Present(finder._present)
-            finder.policy.overriden = lambda fullname: (
-                fullname.split(".")[0] in ("inmanta_mitogen", "inmanta_plugins")
-            )
+    finders = [one for one in sys.meta_path if type(one).__module__ == "mitogen.core"]
+    importer = finders[0]  # type: Any
+    importer._present = Present(importer._present)
+    importer.create_module = create_module
+    importer.policy.overriden = lambda fullname: (
+        fullname.split(".")[0] in ("inmanta_mitogen", "inmanta_plugins")
+    )
 
 
 def forget_ended(router=None):  # type: (Any) -> None

@@ -218,7 +218,7 @@ def test_a_missing_identity_file_is_told_before_ssh_is_started() -> None:
 
 def test_an_unknown_cause_shows_the_command_and_no_secret(local: Context) -> None:
     context = {"method_name": "sudo", "name": "", "sudo_path": "/bin/false", "password": "canary"}
-    with pytest.raises(ConnectError, match="command was: /bin/false .* -u root -- ") as caught:
+    with pytest.raises(ConnectError, match="command was: /bin/false .*-u root -- ") as caught:
         Proxy({**context, "via": local}).connect()
     assert caught.value.cause is Cause.OTHER
     assert "canary" not in f"{caught.value}{caught.value!r}"

@@ -42,7 +42,7 @@ FILES = {
 
         try:
             import nowhere_to_be_found
-        except ImportError:
+        except ModuleNotFoundError:
             nowhere_to_be_found = None
 
         def pid():
@@ -62,7 +62,7 @@ FILES = {
         def data():
             import importlib.resources
 
-            return importlib.resources.read_text("inmanta_plugins.webapp", "data.txt")
+            return importlib.resources.read_binary("inmanta_plugins.webapp", "data.txt").decode()
 
         def loaded():
             import sys
