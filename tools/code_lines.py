@@ -14,7 +14,7 @@ PARTS = {
     "agent": ["inmanta_plugins"],
     "host": ["inmanta_mitogen"],
     "tests": ["tests"],
-    "demo, tools, benchmarks": ["demo", "tools", "benchmarks", "noxfile.py"],
+    "demo, tools, benchmarks": ["demo", "tools", "benchmarks", "testbed", "noxfile.py"],
     "pytest plugin": ["pytest_inmanta_mitogen"],
 }
 _NO_CODE = (
