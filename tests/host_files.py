@@ -7,10 +7,11 @@ import contextlib
 import os
 import pathlib
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
+
+import pytest
 
 import support
 
@@ -21,7 +22,7 @@ ALICE = 54321
 MALLORY = 54322
 
 _PRELUDE = """
-import os, resource, signal, stat, sys, tempfile
+import os, resource, signal, sys, tempfile
 from inmanta_mitogen import in_place, put
 from inmanta_mitogen.staged import StagedWrite
 uid = int(sys.argv.pop(1))
@@ -32,32 +33,21 @@ args = sys.argv[1:]
 """
 
 
-def run_python_as(
-    uid: int, code: str, *args: object, umask: int = 0o022
-) -> "subprocess.CompletedProcess[str]":
+def python_as(uid: int, code: str, *args: object) -> "subprocess.CompletedProcess[str]":
     """
     Run Python code as another user, with ``put``, ``StagedWrite`` and ``args`` at hand.
+
+    :raises AssertionError: It fails; the text is what it printed.
     """
     # Imports happen before the change of user, who may not read this interpreter's files.
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", _PRELUDE + code, str(uid), *map(str, args)],
         check=False,
         env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
         capture_output=True,
         text=True,
-        umask=umask,
+        umask=0o022,
     )
-
-
-def python_as(
-    uid: int, code: str, *args: object, umask: int = 0o022
-) -> "subprocess.CompletedProcess[str]":
-    """
-    Run Python code as :func:`run_python_as`, which has to succeed.
-
-    :raises AssertionError: It fails; the text is what it printed.
-    """
-    done = run_python_as(uid, code, *args, umask=umask)
     assert not done.returncode, done.stderr
     return done
 
@@ -94,12 +84,48 @@ def mounted(*arguments: object) -> collections.abc.Iterator[None]:
         subprocess.run([unmount, str(arguments[-1])], check=True)
 
 
-def die_at_step(step: int, function: collections.abc.Callable[[], object]) -> bool:
+@contextlib.contextmanager
+def small_disk(
+    directory: pathlib.Path, options: str = "size=1m"
+) -> collections.abc.Iterator[pathlib.Path]:
     """
-    Calls a function in a process of its own, which is killed when the function asks the system for
-    something to be done to a file for the nth time.
+    A file system in memory, by default of a megabyte. Skips the test where it can't be mounted.
 
-    :return: Whether it was killed; False when there were fewer steps.
+    :param directory: Where to mount it, in a directory of its own.
+    """
+    support.need("mount", "umount", root=True)
+    disk = directory / "disk"
+    disk.mkdir()
+    with mounted("-t", "tmpfs", "-o", options, "tmpfs", disk):
+        yield disk
+
+
+@contextlib.contextmanager
+def file_attribute(path: pathlib.Path, letter: str) -> collections.abc.Iterator[None]:
+    """
+    Sets an attribute of chattr(1) meanwhile. Skips the test where that is not possible.
+    """
+    support.need("chattr", root=True)
+    command = ["chattr", f"+{letter}", str(path)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"needs a file system with attributes at {path}: {done.stderr}")
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", f"-{letter}", path], check=True)
+
+
+def act_at_step(
+    step: int,
+    action: collections.abc.Callable[[], object],
+    function: collections.abc.Callable[[], object],
+) -> bool:
+    """
+    Calls a function in a process of its own, and an action there when the function asks the system
+    for something to be done to a file for the nth time.
+
+    :return: Whether the action was called; False when there were fewer steps.
     """
     pid = os.fork()
     if not pid:
@@ -107,16 +133,16 @@ def die_at_step(step: int, function: collections.abc.Callable[[], object]) -> bo
 
         def count(event: str, _: tuple[object, ...]) -> None:
             nonlocal left
-            if event != "os.kill" and (event == "open" or event.startswith(("os.", "fcntl."))):
+            if event == "open" or event.startswith(("os.", "fcntl.")):
                 left -= 1
-                if left < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                if left == -1:
+                    action()
 
         try:
             sys.addaudithook(count)
             function()
         finally:
             # Nothing of the test that was forked may go on here.
-            os._exit(0)
+            os._exit(left < 0)
     _, status = os.waitpid(pid, 0)
-    return os.WIFSIGNALED(status)
+    return status != 0

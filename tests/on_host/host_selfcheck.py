@@ -78,7 +78,7 @@ def check_commands() -> None:
     assert run("sh", ["-c", "kill -TERM $$"])[2] == -15
     assert run("sh", ["-c", "echo $V$PYTHONPATH"], {"V": "\u00e9"})[0] == "\u00e9"
     assert run("pwd", cwd="/")[0] == "/"
-    late = ["-c", "echo before; sleep 1000 & sleep 1000"]
+    late = ["-c", "echo before; exec sleep 1000"]
     text = str(error_of(CommandTimeoutError, run, "sh", late, timeout=0.3))
     assert "before" in text, text
     assert "'sh' timed out after 0.3 seconds; it was ended" in text, text

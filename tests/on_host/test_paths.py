@@ -2,24 +2,25 @@
 No other user of a host decides what is written to.
 """
 
-import collections
 import contextlib
 import errno
+import functools
 import os
 import pathlib
 import re
-import signal
-import time
-from collections.abc import Callable, Iterator
+import stat
 
 import pytest
-from host_files import ALICE, MALLORY, python_as
+from host_files import ALICE, MALLORY, act_at_step, python_as
 
 import support
 from inmanta_mitogen import put
 from inmanta_mitogen.staged import StagedWrite
 
 pytestmark = [support.requires_root, pytest.mark.usefixtures("nothing_left")]
+
+#: Prints the error of a put.
+TRY_TO_PUT = "try: put(args[0], b'new')\nexcept PermissionError as error: print(error)"
 
 
 @pytest.fixture
@@ -30,6 +31,7 @@ def victim(public: pathlib.Path) -> pathlib.Path:
     file = public / "victim" / "file"
     file.parent.mkdir(0o755)
     file.write_bytes(b"precious")
+    file.chmod(0o644)
     return file
 
 
@@ -44,70 +46,65 @@ def shared(public: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def plant(link: pathlib.Path, target: pathlib.Path, owner: int = MALLORY) -> pathlib.Path:
-    link.symlink_to(target)
+def plant(link: pathlib.Path, target: object, owner: int = MALLORY) -> pathlib.Path:
+    link.symlink_to(str(target))
     os.chown(link, owner, owner, follow_symlinks=False)
     return link
 
 
 def untouched(victim: pathlib.Path) -> bool:
-    return os.listdir(victim.parent) == ["file"] and victim.read_bytes() == b"precious"
+    state = victim.stat()
+    return (
+        os.listdir(victim.parent) == ["file"]
+        and victim.read_bytes() == b"precious"
+        and (state.st_uid, stat.S_IMODE(state.st_mode)) == (0, 0o644)
+    )
 
 
 # Links that are there already
 
 
+@pytest.mark.parametrize(
+    ("path", "link"),
+    [
+        ("shared/link", "link"),
+        ("shared/new", "new"),
+        ("shared/directory/file", "directory"),
+        ("shared/directory/new", "directory"),
+        ("shared/roots", "link"),
+        ("absolute", "link"),
+        ("relative", "link"),
+    ],
+)
 def test_a_link_of_another_user_in_a_shared_directory_leads_to_nothing(
-    shared: pathlib.Path, victim: pathlib.Path
+    public: pathlib.Path, shared: pathlib.Path, victim: pathlib.Path, path: str, link: str
 ) -> None:
-    link = plant(shared / "link", victim)
-    with pytest.raises(PermissionError) as caught:
-        put(str(link), b"stolen")
-    assert str(caught.value) == (
-        "[Errno 13] Not followed: the symlink 'link' is in a directory where everyone may create"
-        f" one, and belongs to user {MALLORY}. Use the path it leads to: '{link}'"
-    )
-    with pytest.raises(PermissionError):
-        put(str(plant(shared / "new", victim.with_name("new"))), b"planted")
-    assert untouched(victim)
-
-
-def test_a_directory_behind_a_link_of_another_user_in_a_shared_directory_is_not_entered(
-    shared: pathlib.Path, victim: pathlib.Path
-) -> None:
+    plant(shared / "link", victim)
+    plant(shared / "new", victim.with_name("new"))
     plant(shared / "directory", victim.parent)
-    for name in ("file", "new"):
-        with pytest.raises(PermissionError, match="the symlink 'directory' is in"):
-            put(str(shared / "directory" / name), b"stolen")
+    plant(shared / "roots", shared / "link", owner=0)
+    plant(public / "absolute", shared / "link", owner=0)
+    plant(public / "relative", "shared/link", owner=0)
+    with pytest.raises(PermissionError) as caught:
+        put(str(public / path), b"stolen")
+    assert str(caught.value) == (
+        f"[Errno 13] Not followed: the symlink '{link}' is in a directory where everyone may create"
+        f" one, and belongs to user {MALLORY}. Use the path it leads to: '{public / path}'"
+    )
     assert untouched(victim)
 
 
-def test_a_link_through_another_link_of_another_user_is_not_followed(
-    public: pathlib.Path, shared: pathlib.Path, victim: pathlib.Path
-) -> None:
-    inner = plant(shared / "inner", victim)
-    for link in (
-        plant(shared / "roots", inner, owner=0),
-        plant(public / "absolute", inner, owner=0),
-        plant(public / "relative", pathlib.Path("shared/inner"), owner=0),
-    ):
-        with pytest.raises(PermissionError, match="the symlink 'inner' is in"):
-            put(str(link), b"stolen")
-    assert untouched(victim)
-
-
-def test_a_user_does_not_follow_links_of_a_third_one_in_a_shared_directory(
-    public: pathlib.Path, shared: pathlib.Path
+@pytest.mark.parametrize("owner", [ALICE, MALLORY])
+def test_a_user_follows_only_links_of_their_own_in_a_shared_directory(
+    public: pathlib.Path, shared: pathlib.Path, owner: int
 ) -> None:
     hers = public / "hers"
     hers.mkdir()
-    (hers / "file").write_bytes(b"precious")
     os.chown(hers, ALICE, ALICE)
-    os.chown(hers / "file", ALICE, ALICE)
-    link = plant(shared / "link", hers / "file")
-    code = "try: put(args[0], b'')\nexcept PermissionError as error: print(error)"
-    assert "Not followed" in python_as(ALICE, code, link).stdout
-    assert (hers / "file").read_bytes() == b"precious"
+    link = plant(shared / "link", hers / "file", owner)
+    output = python_as(ALICE, TRY_TO_PUT, link).stdout
+    assert ("Not followed" in output) == (owner == MALLORY)
+    assert os.listdir(hers) == ([] if owner == MALLORY else ["file"])
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o777, 0o1775])
@@ -119,42 +116,33 @@ def test_links_of_other_users_are_followed_in_directories_that_are_not_shared(
     assert victim.read_bytes() == b"new"
 
 
+@pytest.mark.parametrize("owner", [0, MALLORY])
 def test_a_link_of_the_owner_of_a_shared_directory_is_followed(
-    shared: pathlib.Path, victim: pathlib.Path
+    shared: pathlib.Path, victim: pathlib.Path, owner: int
 ) -> None:
-    put(str(plant(shared / "link", victim, owner=0)), b"new")
+    os.chown(shared, owner, owner)
+    put(str(plant(shared / "link", victim, owner)), b"new")
     assert victim.read_bytes() == b"new"
-    os.chown(shared, MALLORY, MALLORY)
-    put(str(plant(shared / "other", victim)), b"newer")
-    assert victim.read_bytes() == b"newer"
-
-
-def test_a_user_follows_links_of_their_own(public: pathlib.Path, shared: pathlib.Path) -> None:
-    hers = public / "hers"
-    hers.mkdir()
-    os.chown(hers, ALICE, ALICE)
-    python_as(ALICE, "put(args[0], b'new')", plant(shared / "link", hers / "file", owner=ALICE))
-    assert (hers / "file").read_bytes() == b"new"
 
 
 # Links that appear meanwhile
 
 
+@pytest.mark.parametrize("exists", [True, False])
 def test_a_link_planted_after_the_check_is_replaced_and_not_followed(
-    shared: pathlib.Path, victim: pathlib.Path
+    shared: pathlib.Path, victim: pathlib.Path, exists: bool
 ) -> None:
-    for exists in (True, False):
-        file = shared / f"file {exists}"
-        if exists:
-            file.write_bytes(b"old")
-        with StagedWrite(str(file)) as write:
-            write.write(b"new")
-            file.unlink(missing_ok=True)
-            plant(file, victim)
-            write.commit()
-        assert not file.is_symlink()
-        assert file.read_bytes() == b"new"
-        assert untouched(victim)
+    file = shared / "file"
+    if exists:
+        file.write_bytes(b"old")
+    with StagedWrite(str(file)) as write:
+        write.write(b"new")
+        file.unlink(missing_ok=True)
+        plant(file, victim)
+        write.commit()
+    assert not file.is_symlink()
+    assert file.read_bytes() == b"new"
+    assert untouched(victim)
 
 
 def test_a_directory_that_is_swapped_for_a_link_is_not_left(
@@ -192,93 +180,45 @@ def test_a_temporary_file_that_is_swapped_for_a_link_changes_nothing_of_root(
     file.touch()
     os.chown(file, MALLORY, MALLORY)
     file.chmod(0o666)
-    before = victim.stat()
     with StagedWrite(str(file)) as write:
         [temporary] = [name for name in os.listdir(shared) if name != "file"]
         (shared / temporary).unlink()
         plant(shared / temporary, victim)
         write.write(b"stolen")
         write.commit()
-    after = victim.stat()
     assert untouched(victim)
-    assert (after.st_uid, after.st_mode) == (before.st_uid, before.st_mode)
 
 
-@contextlib.contextmanager
-def mallory_swaps(shared: pathlib.Path, victim: pathlib.Path) -> Iterator[None]:
-    """
-    Mallory makes one name a file, then a link to the victim, and another one a directory, then
-    a link to the victim's directory, over and over, as fast as she can.
-    """
-    ready, started = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            os.setgroups([])
-            os.setresgid(MALLORY, MALLORY, MALLORY)
-            os.setresuid(MALLORY, MALLORY, MALLORY)
-            os.chdir(shared)
-            os.mkdir("real")
-            os.write(started, b"x")
-            steps: tuple[Callable[[], object], ...] = (
-                lambda: os.close(os.open("new", os.O_CREAT | os.O_WRONLY)),
-                lambda: os.replace("new", "file"),
-                lambda: os.rename("real", "directory"),
-                lambda: os.symlink(victim, "new"),
-                lambda: os.replace("new", "file"),
-                lambda: os.rename("directory", "real"),
-                lambda: os.symlink(victim.parent, "directory"),
-                os.sched_yield,
-                lambda: os.unlink("directory"),
-            )
-            while True:
-                for step in steps:
-                    # What root put there is not hers to replace.
-                    with contextlib.suppress(OSError):
-                        step()
-        finally:
-            os._exit(1)
-    os.close(started)
-    try:
-        assert os.read(ready, 1) == b"x"
-        yield
-        # She never gave up.
-        os.kill(pid, 0)
-    finally:
-        os.close(ready)
-        os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-    assert os.WIFSIGNALED(status)
-
-
-def test_someone_who_swaps_links_all_the_time_gains_nothing(
-    shared: pathlib.Path, victim: pathlib.Path
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("path", ["file", "directory/file"])
+def test_a_link_that_is_swapped_in_at_any_step_gains_nothing(
+    shared: pathlib.Path, victim: pathlib.Path, path: str, in_place: bool
 ) -> None:
-    before = victim.stat()
-    outcomes = collections.Counter[object]()
-    with mallory_swaps(shared, victim):
-        # On a busy machine she may not get her turn for a while.
-        deadline = time.monotonic() + 30
-        number = 0
-        wanted = {"written", PermissionError}
-        while number < 3000 or (not wanted <= outcomes.keys() and time.monotonic() < deadline):
-            number += 1
-            path = shared / "file" if number % 2 else shared / "directory" / "file"
-            # What she makes of it decides whether there is something to write to.
-            try:
-                put(str(path), b"stolen")
-                outcomes["written"] += 1
-            except OSError as error:
-                outcomes[type(error)] += 1
-            # She goes on with a new one.
-            with contextlib.suppress(FileNotFoundError):
-                (shared / "file").unlink()
-    assert untouched(victim)
-    after = victim.stat()
-    assert (after.st_uid, after.st_mode, after.st_ino) == (0, before.st_mode, before.st_ino)
-    # It was seen as a link, and as none.
-    assert outcomes["written"]
-    assert outcomes[PermissionError]
+    step = 0
+    swapped = True
+    while swapped:
+        directory = shared / str(step)
+        (directory / path).parent.mkdir(parents=True)
+        directory.chmod(0o1777)
+        (directory / path).write_bytes(b"old")
+        swapped = act_at_step(
+            step,
+            functools.partial(swap_for_link, directory / path.split("/")[0], victim),
+            functools.partial(put, str(directory / path), b"stolen", in_place=in_place),
+        )
+        assert untouched(victim)
+        step += 1
+    assert step > 5
+
+
+def swap_for_link(path: pathlib.Path, victim: pathlib.Path) -> None:
+    """
+    Make a path a link of Mallory's, to the victim or to its directory as it is one itself.
+    """
+    target = victim.parent if path.is_dir() else victim
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(path.with_name("away"))
+    plant(path, target)
 
 
 # Directories
@@ -294,8 +234,7 @@ def test_a_directory_that_may_only_be_searched_is_enough(public: pathlib.Path) -
 
 def test_a_directory_that_may_not_be_searched_is_named(public: pathlib.Path) -> None:
     (public / "a").mkdir(0o700)
-    code = "try: put(args[0], b'')\nexcept PermissionError as error: print(error)"
     path = public / "a" / "b" / "file"
-    assert python_as(ALICE, code, path).stdout == (
+    assert python_as(ALICE, TRY_TO_PUT, path).stdout == (
         f"[Errno 13] Permission denied (its directory 'b'): '{path}'\n"
     )
