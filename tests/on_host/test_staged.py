@@ -17,6 +17,7 @@ import signal
 import stat
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from host_files import (
@@ -531,7 +532,7 @@ def test_put_works_in_a_directory_that_may_not_be_listed(public: pathlib.Path) -
 def test_put_without_procfs_works(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real_stat = os.stat
 
-    def no_proc(path: str | bytes, **options: int) -> os.stat_result:
+    def no_proc(path: str | bytes, **options: Any) -> os.stat_result:
         if os.fsdecode(path).startswith("/proc"):
             raise FileNotFoundError(errno.ENOENT, "No such file or directory")
         return real_stat(path, **options)
