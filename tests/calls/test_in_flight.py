@@ -20,8 +20,11 @@ from inmanta_plugins.mitogen.connections import hub as connect
 from support import LOCAL, Recorder, connection_of, together
 
 
-def test_submitted_calls_give_their_results_in_order(proxy: Proxy, recorder: Recorder) -> None:
+def test_submitted_calls_give_their_results_in_order_and_are_not_cancelled(
+    proxy: Proxy, recorder: Recorder
+) -> None:
     futures = [proxy.submit(far_side.echo, number, key=number) for number in range(300)]
+    assert not futures[-1].cancel()
     assert [future.result(60) for future in futures] == [
         [[number], {"key": number}] for number in range(300)
     ]
@@ -53,17 +56,11 @@ def test_a_submitted_call_raises_what_a_remote_call_would(proxy: Proxy, recorder
         Proxy(dict(LOCAL)).submit(far_side.echo).result(60)
 
 
-def test_a_submitted_call_can_not_be_cancelled(proxy: Proxy) -> None:
-    future = proxy.submit(far_side.echo, 1)
-    assert not future.cancel()
-    assert future.result(60) == [[1], {}]
-
-
 def test_calls_in_flight_when_the_host_is_lost_fail_and_are_not_repeated(
-    proxy: Proxy, recorder: Recorder, tmp_path: pathlib.Path
+    own_proxy: Proxy, recorder: Recorder, tmp_path: pathlib.Path
 ) -> None:
     traces = [tmp_path / f"trace-{number}" for number in range(5)]
-    futures = [proxy.submit(far_side.note_and_die, str(trace)) for trace in traces]
+    futures = [own_proxy.submit(far_side.note_and_die, str(trace)) for trace in traces]
     for future in futures:
         with pytest.raises(RemoteException, match="the connection was lost"):
             future.result(60)
@@ -71,7 +68,7 @@ def test_calls_in_flight_when_the_host_is_lost_fail_and_are_not_repeated(
     assert traces[0].read_text() == "ran\n"
     assert {trace.read_text() for trace in traces if trace.exists()} == {"ran\n"}
     assert ["exception" in call for call in recorder.calls] == [True] * 5
-    assert proxy.submit(far_side.echo, 1).result(60) == [[1], {}]
+    assert own_proxy.submit(far_side.echo, 1).result(60) == [[1], {}]
 
 
 def test_a_submitted_call_that_takes_too_long_is_given_up() -> None:
@@ -174,15 +171,18 @@ def test_a_call_has_the_arguments_of_when_it_was_submitted(proxy: Proxy) -> None
 
 
 def test_arguments_that_do_not_fit_in_a_message_are_refused(
-    monkeypatch: pytest.MonkeyPatch,
+    open_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     most = 1024 * 1024
+    open_proxy.disconnect()  # what is open has the limit of when it was opened
     monkeypatch.setenv(settings.MAX_MESSAGE_SIZE_ENV_VAR, str(most))
     with Proxy(dict(LOCAL)) as proxy:
         assert len(proxy.submit(far_side.echo, "x" * (most - 2000)).result(60)[0][0]) == most - 2000
         with pytest.raises(ValueError, match="move the content with Proxy.put"):
             proxy.submit(far_side.echo, "x" * most).result(60)
-        assert len(proxy.submit(far_side.large, 3 * most).result(60)) == 3 * most
+        with pytest.raises(ValueError, match=rf"at most {most}.*put"):
+            proxy.remote_call(far_side.echo, bytes(most))
+        assert len(proxy.remote_call(far_side.large, 3 * most)) == 3 * most
 
 
 def test_what_can_not_be_sent_fails_its_own_calls_and_no_others(
@@ -229,34 +229,34 @@ def lose_unseen(proxy: Proxy) -> None:
 
 
 def test_calls_that_never_left_are_made_once_over_a_new_connection(
-    proxy: Proxy, tmp_path: pathlib.Path
+    own_proxy: Proxy, tmp_path: pathlib.Path
 ) -> None:
-    pid = proxy.remote_call(far_side.pid)
+    pid = own_proxy.remote_call(far_side.pid)
     notes = [tmp_path / f"note-{number}" for number in range(5)]
-    with together(proxy):
-        lose_unseen(proxy)
-        futures = [proxy.submit(far_side.note_and_nap, str(note), 0) for note in notes]
+    with together(own_proxy):
+        lose_unseen(own_proxy)
+        futures = [own_proxy.submit(far_side.note_and_nap, str(note), 0) for note in notes]
     for future in futures:
         future.result(60)
     assert [note.read_text() for note in notes] == ["ran\n"] * 5
-    assert proxy.remote_call(far_side.pid) != pid
-    assert proxy._revivals == 1
+    assert own_proxy.remote_call(far_side.pid) != pid
+    assert own_proxy._revivals == 1
 
 
 def test_calls_that_never_left_share_one_failure_to_connect_again(
-    proxy: Proxy, recorder: Recorder
+    own_proxy: Proxy, recorder: Recorder
 ) -> None:
-    with together(proxy):
-        lose_unseen(proxy)
-        futures = [proxy.submit(far_side.echo, number) for number in range(5)]
-        proxy.serialized_context = {**LOCAL, "python_path": ["/nonexistent/python"]}
+    with together(own_proxy):
+        lose_unseen(own_proxy)
+        futures = [own_proxy.submit(far_side.echo, number) for number in range(5)]
+        own_proxy.serialized_context = {**LOCAL, "python_path": ["/nonexistent/python"]}
     for future in futures:
         with pytest.raises(RemoteException, match="/nonexistent/python"):
             future.result(60)
-    assert proxy._revivals == 1
+    assert own_proxy._revivals == 1
     assert ["exception" in call for call in recorder.calls] == [True] * 5
-    proxy.serialized_context = LOCAL
-    assert proxy.submit(far_side.echo, "back").result(60) == [["back"], {}]
+    own_proxy.serialized_context = LOCAL
+    assert own_proxy.submit(far_side.echo, "back").result(60) == [["back"], {}]
 
 
 def test_threads_that_submit_at_once_get_their_own_results(proxy: Proxy) -> None:

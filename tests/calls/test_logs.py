@@ -25,7 +25,7 @@ import pytest
 from inmanta_plugins.mitogen import settings
 from inmanta_plugins.mitogen.calls.log import truncate_logged_value
 
-HUGE = 50_000_000
+HUGE = 5_000_000
 
 
 class SetLimit(typing.Protocol):
@@ -96,36 +96,90 @@ class Point(typing.NamedTuple):
 class Pair:
     left: object
     right: object = 1
-    hidden: object = dataclasses.field(default=None, repr=False)
 
 
-@pytest.mark.parametrize(
-    ("value", "logged"),
-    [
-        (None, None),
-        (True, True),
-        (1.5, 1.5),
-        (10**40, 10**40),
-        ("x" * 48, "x" * 48),
-        (Text("x"), "x"),
-        (Word.YES, "yes"),
-        (Number.ONE, 1),
-        ((1, (2, 3)), [1, [2, 3]]),
-        (Point(1, 2), [1, 2]),
-        ({"b": 1, "a": [2]}, {"b": 1, "a": [2]}),
-        ({None: 1, True: 2, 1.5: 3}, {"null": 1, "true": 2, "1.5": 3}),
-        (collections.OrderedDict(a=1), {"a": 1}),
-        (b"abc", "b'abc'"),
-        ([b"abc"], ["b'abc'"]),
-        (bytearray(b"ab"), "bytearray(b'ab')"),
-        (pathlib.PurePosixPath("/a"), "PurePosixPath('/a')"),
-        (Colour.RED, "<Colour.RED: 1>"),
-        ({1}, "{1}"),
-        (ValueError("x"), "ValueError('x')"),
-        (range(3), "range(0, 3)"),
-        (object, "<class 'object'>"),
-    ],
-)
+class Unprintable:
+    def __repr__(self) -> str:
+        raise RecursionError("no text of mine")
+
+
+class Masked(bytes):
+    def __repr__(self) -> str:
+        return "masked"
+
+
+class Broken(dict[str, int]):
+    def items(self) -> typing.Any:
+        yield "a", 1
+        raise RuntimeError("changed size during iteration")
+
+
+class Endless(list[int]):
+    def __iter__(self) -> collections.abc.Iterator[int]:
+        while True:
+            yield 7
+
+
+class EndlessMap(dict[str, int]):
+    def items(self) -> typing.Any:
+        while True:
+            yield "a", 7
+
+
+SECRET, BLOB = mitogen.core.Secret("hush"), mitogen.core.Blob(b"hush")
+TWICE = ["a"]
+FITS: list[tuple[object, object]] = [
+    (None, None),
+    (True, True),
+    (1.5, 1.5),
+    (10**40, 10**40),
+    ("x" * 48, "x" * 48),
+    ("😀", "😀"),
+    (Text("x"), "x"),
+    (Word.YES, "yes"),
+    (Number.ONE, 1),
+    ((1, (2, 3)), [1, [2, 3]]),
+    (Point(1, 2), [1, 2]),
+    ([TWICE, TWICE], [["a"], ["a"]]),
+    ({"b": 1, "a": [2]}, {"b": 1, "a": [2]}),
+    ({None: 1, True: 2, 1.5: 3}, {"null": 1, "true": 2, "1.5": 3}),
+    (collections.OrderedDict(a=1), {"a": 1}),
+    # By its repr
+    ([b"a'b"], ['b"a\'b"']),
+    (bytearray(b"ab"), "bytearray(b'ab')"),
+    (pathlib.PurePosixPath("/a"), "PurePosixPath('/a')"),
+    (Colour.RED, "<Colour.RED: 1>"),
+    (ValueError("x"), "ValueError('x')"),
+    (object, "<class 'object'>"),
+    (set(), "set()"),
+    ({(1,)}, "{(1,)}"),
+    ({(1.5, ())}, "{(1.5, ())}"),
+    (frozenset({frozenset({b"a"})}), "frozenset({frozenset({b'a'})})"),
+    ([Masked(b"hush")], ["masked"]),
+    (["a", Unprintable()], ["a", "<unprintable Unprintable: RecursionError>"]),
+    ({Unprintable(): 1}, {"<unprintable Unprintable: RecursionError>": 1}),
+    ([1, Broken(), 2], [1, "<unprintable Broken: RuntimeError>", 2]),
+    # Masked
+    (SECRET, "[secret]"),
+    (mitogen.core.Secret("hush" * 100), "[secret]"),
+    (BLOB, "[blob: 4 bytes]"),
+    ({SECRET: [BLOB]}, {"[secret]": ["[blob: 4 bytes]"]}),
+    ({(SECRET, BLOB)}, "{([secret], [blob: 4 bytes])}"),
+    (Pair(SECRET), "Pair(left=[secret], right=1)"),
+    (ValueError(SECRET), "ValueError([secret])"),
+    # What PostgreSQL refuses, as Python writes it
+    (["a\0b", {"\0": "\0"}], ["a\\x00b", {"\\x00": "\\x00"}]),
+    ("caf\udce9\ud800", "caf\\udce9\\ud800"),
+    ("\ud83d\ude00", "\\ud83d\\ude00"),
+    (float("nan"), "nan"),
+    ([float("inf"), {float("nan"): float("-inf")}], ["inf", {"nan": "-inf"}]),
+    ({(1, "a"): 1, b"k": 2}, {"(1, 'a')": 1, "b'k'": 2}),
+    ([-(1 << 50_000)], ["<int of 50001 bits>"]),
+    ({1 << 50_000: 1}, {"<int of 50001 bits>": 1}),
+]
+
+
+@pytest.mark.parametrize(("value", "logged"), FITS, ids=itertools.count())
 def test_a_value_whose_json_fits_is_logged_as_json_holds_it(value: object, logged: object) -> None:
     result = truncate_logged_value(value)
     assert result == logged
@@ -133,17 +187,26 @@ def test_a_value_whose_json_fits_is_logged_as_json_holds_it(value: object, logge
     assert_storable(result)
 
 
+CYCLE: list[object] = [1]
+CYCLE.append(CYCLE)
+LOOP: dict[str, object] = {}
+LOOP["self"] = LOOP
+
+
 @pytest.mark.parametrize(
     ("value", "logged"),
     [
-        ("x" * 60, '"' + "x" * 44 + "<...>"),
         ("x" * 49, '"' + "x" * 44 + "<...>"),
         (b"x" * 60, "\"b'" + "x" * 42 + "<...>"),
         (list(range(40)), "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13<...>"),
         ("é" * 30, '"' + "\\u00e9" * 7 + "\\u<...>"),
         ({"key": {"n": "x" * 60}}, '{"key": {"n": "' + "x" * 30 + "<...>"),
         (10**60, "1" + "0" * 44 + "<...>"),
+        (CYCLE, "[1, " * 11 + "[<...>"),
+        (LOOP, '{"self": ' * 5 + "<...>"),
+        (Endless(), "[" + "7, " * 14 + "7,<...>"),
     ],
+    ids=itertools.count(),
 )
 def test_a_longer_value_is_logged_as_json_text_of_exactly_the_limit(
     value: object, logged: str
@@ -186,10 +249,9 @@ def wild_value(rng: random.Random, depth: int = 4) -> object:
         Unprintable(),
         Colour.RED,
         Text("\0"),
-        mitogen.core.Secret("hush"),
-        mitogen.core.Blob(b"hush"),
+        SECRET,
+        BLOB,
         threading.Lock(),
-        iter([1]),
         Pair,
         memoryview(b"hush"),
         array.array("d", [float("nan")]),
@@ -206,7 +268,6 @@ def wild_value(rng: random.Random, depth: int = 4) -> object:
         lambda: collections.deque(deeper()),
         lambda: Pair(deeper(), wild_value(rng, depth - 1)),
         lambda: Exception(*deeper()),
-        lambda: types.SimpleNamespace(a=wild_value(rng, depth - 1)),
         lambda: dict(enumerate(deeper())),
         lambda: {rng.choice(leaves[:8]): item for item in deeper()},
         lambda: types.MappingProxyType(dict(enumerate(deeper()))),
@@ -214,17 +275,9 @@ def wild_value(rng: random.Random, depth: int = 4) -> object:
     return rng.choice([lambda: rng.choice(leaves), *containers])()
 
 
-class Unprintable:
-    def __repr__(self) -> str:
-        raise ValueError("no text of mine")
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_plain_values_are_logged_just_as_json_dumps_writes_them(
-    seed: int, set_limit: SetLimit
-) -> None:
-    rng = random.Random(seed)
-    for _ in range(50):
+def test_plain_values_are_logged_just_as_json_dumps_writes_them(set_limit: SetLimit) -> None:
+    rng = random.Random(1)
+    for _ in range(1000):
         value = plain_value(rng)
         limit, suffix = rng.randrange(120), rng.choice(["<...>", "", "…", "-" * 200])
         set_limit(limit, suffix)
@@ -236,12 +289,11 @@ def test_plain_values_are_logged_just_as_json_dumps_writes_them(
             assert truncate_logged_value(value) == text[: limit - len(end)] + end
 
 
-@pytest.mark.parametrize("seed", range(20))
 def test_whatever_is_logged_can_be_stored_and_is_no_longer_than_the_limit(
-    seed: int, set_limit: SetLimit
+    set_limit: SetLimit,
 ) -> None:
-    rng = random.Random(seed)
-    for _ in range(50):
+    rng = random.Random(2)
+    for _ in range(1000):
         value = wild_value(rng)
         limit, suffix = rng.choice([0, 3, 50, 51, 5_000]), rng.choice(["<...>", "\udcff", "-" * 60])
         set_limit(limit, suffix)
@@ -251,33 +303,6 @@ def test_whatever_is_logged_can_be_stored_and_is_no_longer_than_the_limit(
             isinstance(logged, str) and len(logged) == limit
         )
         assert "hush" not in json.dumps(logged)
-
-
-@pytest.mark.parametrize(
-    ("value", "logged"),
-    [
-        ("a\0b", "a\\x00b"),
-        (["a\0b", {"\0": "\0"}], ["a\\x00b", {"\\x00": "\\x00"}]),
-        ("a\ud800", "a\\ud800"),
-        ("caf\udce9", "caf\\udce9"),
-        ("\ud83d\ude00", "\\ud83d\\ude00"),
-        (float("nan"), "nan"),
-        ([float("inf"), {float("nan"): float("-inf")}], ["inf", {"nan": "-inf"}]),
-        ({(1, "a"): 1, b"k": 2}, {"(1, 'a')": 1, "b'k'": 2}),
-        ([1 << 50_000, -(1 << 50_000)], ["<int of 50001 bits>", "<int of 50001 bits>"]),
-        ({1 << 50_000: 1}, {"<int of 50001 bits>": 1}),
-    ],
-    ids=itertools.count(),
-)
-def test_what_postgresql_refuses_is_replaced_by_how_python_writes_it(
-    value: object, logged: object
-) -> None:
-    assert truncate_logged_value(value) == logged
-    assert_storable(logged)
-
-
-def test_an_emoji_is_left_as_it_is() -> None:
-    assert truncate_logged_value("😀") == "😀"
 
 
 def test_an_int_is_logged_where_python_may_write_few_digits_only() -> None:
@@ -290,74 +315,7 @@ def test_an_int_is_logged_where_python_may_write_few_digits_only() -> None:
     assert logged == ["<int of 3322 bits>"]
 
 
-def test_secrets_and_blobs_show_their_mask_wherever_they_are(set_limit: SetLimit) -> None:
-    set_limit(500)
-    secret, blob = mitogen.core.Secret("hush"), mitogen.core.Blob(b"hush")
-    assert truncate_logged_value(secret) == "[secret]"
-    assert truncate_logged_value(blob) == "[blob: 4 bytes]"
-    assert truncate_logged_value({"p": [secret], secret: blob}) == {
-        "p": ["[secret]"],
-        "[secret]": "[blob: 4 bytes]",
-    }
-    assert truncate_logged_value({(secret, blob)}) == "{([secret], [blob: 4 bytes])}"
-    for around in (Pair(secret), ValueError(secret), {secret}, collections.deque([secret])):
-        logged = truncate_logged_value(around)
-        assert "[secret]" in str(logged)
-        assert "hush" not in str(logged)
-
-
-def test_a_secret_that_is_longer_than_the_limit_shows_its_mask() -> None:
-    assert truncate_logged_value(mitogen.core.Secret("hush" * 100)) == "[secret]"
-
-
-@pytest.mark.parametrize("error", [ValueError, RecursionError, AttributeError, MemoryError])
-def test_a_value_without_a_text_is_logged_as_such(
-    error: type[Exception], set_limit: SetLimit
-) -> None:
-    class Mute:
-        def __repr__(self) -> str:
-            raise error("no text of mine")
-
-    set_limit(500)
-    note = f"<unprintable Mute: {error.__name__}>"
-    assert truncate_logged_value(Mute()) == note
-    assert truncate_logged_value(["a", Mute(), {Mute(): 1}]) == ["a", note, {note: 1}]
-
-
-def test_a_container_that_breaks_half_way_is_logged_as_such() -> None:
-    class Broken(dict[str, int]):
-        def items(self) -> typing.Any:
-            yield "a", 1
-            raise RuntimeError("changed size during iteration")
-
-    assert truncate_logged_value([1, Broken(), 2]) == [1, "<unprintable Broken: RuntimeError>", 2]
-
-
-def test_a_class_that_pretends_to_be_a_list_is_logged_by_its_repr() -> None:
-    class Pretender:
-        __class__ = list  # type: ignore[assignment]  # that is the pretence
-
-        def __repr__(self) -> str:
-            return "pretender"
-
-    assert truncate_logged_value([Pretender()]) == ["pretender"]
-
-
-def test_cycles_are_cut_at_the_limit() -> None:
-    items: list[object] = [1]
-    items.append(items)
-    members: dict[str, object] = {}
-    members["self"] = members
-    assert truncate_logged_value(items) == "[1, " * 11 + "[<...>"
-    assert truncate_logged_value(members) == '{"self": ' * 5 + "<...>"
-
-
-def test_a_value_that_is_there_twice_is_no_cycle() -> None:
-    twice = ["a"]
-    assert truncate_logged_value([twice, twice]) == [["a"], ["a"]]
-
-
-@pytest.mark.parametrize("wrap", [lambda v: [v], lambda v: {"k": v}, lambda v: (v,)])
+@pytest.mark.parametrize("wrap", [lambda v: [v], lambda v: {"k": v}])
 def test_deep_nesting_is_cut_and_needs_no_deep_stack(
     wrap: collections.abc.Callable[[object], object], set_limit: SetLimit
 ) -> None:
@@ -373,25 +331,20 @@ def test_deep_nesting_is_cut_and_needs_no_deep_stack(
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: "x" * HUGE,
         lambda: Text("x" * HUGE),
         lambda: b"x" * HUGE,
         lambda: bytearray(HUGE),
-        lambda: memoryview(bytes(HUGE)),
-        lambda: [0] * (HUGE // 8),
-        lambda: (0,) * (HUGE // 8),
+        lambda: [0] * HUGE,
+        lambda: (0,) * HUGE,
         lambda: dict.fromkeys(range(500_000)),
-        lambda: collections.Counter(range(500_000)),
         lambda: set(range(500_000)),
-        lambda: frozenset(range(500_000)),
         lambda: {"x" * HUGE: 1},
-        lambda: {("x" * HUGE,): 1},
         lambda: {("x" * HUGE, b"x" * HUGE)},
         lambda: [[{"k": ["x" * HUGE]}]],
-        lambda: Point("x" * HUGE, 1),
-        lambda: 1 << (8 * HUGE),
         lambda: -(1 << (8 * HUGE)),
+        EndlessMap,
     ],
+    ids=itertools.count(),
 )
 def test_a_huge_value_is_cut_without_a_second_copy_of_it(
     make: collections.abc.Callable[[], object],
@@ -408,127 +361,22 @@ def test_a_huge_value_is_cut_without_a_second_copy_of_it(
     assert len(json.dumps(logged)) <= 70
 
 
-@pytest.mark.parametrize("base", [list, tuple])
-def test_no_more_items_are_looked_at_than_the_limit_has_room_for(base: type) -> None:
-    looked_at = 0
-
-    class Counting(base):  # type: ignore[misc]  # mypy knows no variable bases
-        def __iter__(self) -> collections.abc.Iterator[object]:
-            nonlocal looked_at
-            for item in super().__iter__():
-                looked_at += 1
-                yield item
-
-    truncate_logged_value(Counting(range(1_000_000)))
-    assert 0 < looked_at <= 50
+# The variables
 
 
-def test_no_more_members_are_looked_at_than_the_limit_has_room_for() -> None:
-    looked_at = 0
-
-    class Counting(dict[int, int]):
-        def items(self) -> typing.Any:
-            nonlocal looked_at
-            for item in super().items():
-                looked_at += 1
-                yield item
-
-    truncate_logged_value(Counting.fromkeys(range(1_000_000), 0))
-    assert 0 < looked_at <= 50
-
-
-def test_an_endless_container_is_cut() -> None:
-    class Endless(list[int]):
-        def __iter__(self) -> collections.abc.Iterator[int]:
-            while True:
-                yield 7
-
-    assert truncate_logged_value(Endless()) == "[" + "7, " * 14 + "7,<...>"
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        ["a", 1],
-        (1,),
-        (),
-        {1},
-        set(),
-        frozenset({1}),
-        frozenset(),
-        collections.deque([1]),
-        collections.deque([1], maxlen=3),
-        {1: [2]},
-        {1: 2}.keys(),
-        {1: 2}.values(),
-        {1: 2}.items(),
-        types.MappingProxyType({1: 2}),
-        b"a'b",
-        bytearray(b'a"b'),
-        array.array("i", [1, 2]),
-        array.array("i"),
-        Pair([1], "b"),
-        Point(1, "b"),
-        types.SimpleNamespace(a=1, b="c"),
-        ValueError(),
-        ValueError("x"),
-        KeyError("x", 1),
-        collections.UserDict({1: 2}),
-        collections.UserList([1]),
-        collections.UserString("x"),
-        (1.5, None, True, 10**30, "it's", Colour.RED, pathlib.PurePosixPath("/")),
-    ],
-)
-def test_containers_show_what_their_own_repr_shows(value: object, set_limit: SetLimit) -> None:
-    set_limit(5_000)
-    # Inside a namespace each of them is written as Python does, not as JSON.
-    around = types.SimpleNamespace(value=value)
-    assert truncate_logged_value(around) == repr(around)
-
-
-def test_a_class_with_its_own_repr_shows_that(set_limit: SetLimit) -> None:
-    class Masked(bytes):
-        def __repr__(self) -> str:
-            return "masked"
-
-    @dataclasses.dataclass
-    class Quiet:
-        password: str
-
-        def __repr__(self) -> str:
-            return "quiet"
-
-    @dataclasses.dataclass(repr=False)
-    class Silent:
-        password: str
-
-    set_limit(500)
-    assert truncate_logged_value(Masked(b"hush")) == "masked"
-    assert truncate_logged_value([Quiet("hush")]) == ["quiet"]
-    assert "hush" not in str(truncate_logged_value(Silent("hush")))
-
-
-def test_the_variables_are_read_at_each_call(set_limit: SetLimit) -> None:
-    set_limit(10, "...")
-    assert truncate_logged_value("x" * 20) == '"xxxxxx...'
-    set_limit(12, "!")
-    assert truncate_logged_value("x" * 20) == '"xxxxxxxxxx!'
-
-
-@pytest.mark.parametrize(
-    ("limit", "logged"), [(0, ""), (1, "<"), (4, "<..."), (5, "<...>"), (6, '"<...>')]
-)
-def test_a_limit_shorter_than_the_suffix_cuts_the_suffix(
-    limit: int, logged: str, set_limit: SetLimit
-) -> None:
-    set_limit(limit)
-    assert truncate_logged_value("x" * 60) == logged
-
-
-def test_a_value_as_long_as_the_limit_is_not_cut(set_limit: SetLimit) -> None:
+def test_the_limit_and_the_suffix_are_read_at_each_call(set_limit: SetLimit) -> None:
+    for limit, suffix, logged in (
+        (10, "...", '"xxxxxx...'),
+        (12, "!", '"xxxxxxxxxx!'),
+        (6, "<...>", '"<...>'),
+        (5, "<...>", "<...>"),
+        (4, "<...>", "<..."),
+        (0, "<...>", ""),
+    ):
+        set_limit(limit, suffix)
+        assert truncate_logged_value("x" * 60) == logged
     set_limit(5)
     assert truncate_logged_value("xxx") == "xxx"
-    assert truncate_logged_value([1, 2]) == "<...>"
 
 
 @pytest.mark.parametrize("form", ["many-{}", "-1{}", "1.5{}", "{}x"])

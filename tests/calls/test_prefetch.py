@@ -1,6 +1,8 @@
 """Questions that are sent along with the first one, and when they are not."""
 
 import collections.abc
+import concurrent.futures
+import functools
 import os
 import pathlib
 import threading
@@ -14,8 +16,6 @@ from inmanta_plugins.mitogen import Proxy, RemoteException, SettingError, settin
 from inmanta_plugins.mitogen.connections.hub import Connection
 from support import LOCAL, Recorder
 
-pytestmark = pytest.mark.usefixtures("idle_sockets")
-
 CONTENT = b"content"
 
 
@@ -28,29 +28,33 @@ def paths(tmp_path: pathlib.Path) -> list[str]:
     return [str(file) for file in files]
 
 
-class Messages:
-    """Counts what is sent to the host."""
+@pytest.fixture
+def proxy(own_proxy: Proxy) -> Proxy:
+    """One that has learned nothing yet."""
+    return own_proxy
 
-    def __init__(self) -> None:
-        self.sent = 0
+
+class Messages(list[object]):
+    """What is sent to the host."""
 
     def taken(self) -> int:
         """Return how many were sent since the last time."""
-        sent, self.sent = self.sent, 0
+        sent = len(self)
+        self.clear()
         return sent
 
 
 @pytest.fixture
 def messages(monkeypatch: pytest.MonkeyPatch) -> Messages:
-    counter = Messages()
+    sent = Messages()
     post = Connection.post
 
     def counting(self: Connection, message: object) -> None:
-        counter.sent += 1
+        sent.append(message)
         post(self, message)
 
     monkeypatch.setattr(Connection, "post", counting)
-    return counter
+    return sent
 
 
 def file_questions(proxy: Proxy, path: str) -> list[object]:
@@ -112,143 +116,78 @@ def test_each_type_of_resource_has_its_own_questions(
     assert messages.taken() == 3
 
 
-def test_a_file_that_changes_between_two_questions_about_it_is_asked_again(
-    proxy: Proxy, messages: Messages, paths: list[str]
-) -> None:
-    handle(proxy, paths[0])
-    proxy.begin_resource("fs::File")
-    before = file_questions(proxy, paths[1])
-    messages.taken()
-    pathlib.Path(paths[1]).write_bytes(b"other")
-    assert proxy.hash_file(paths[1]) != before[2]
-    assert messages.taken() == 1
-    os.remove(paths[1])
-    assert not proxy.file_exists(paths[1])
-    assert messages.taken() == 1
-
-
-def write(proxy: Proxy, path: str) -> None:
-    proxy.put(path, b"other")
-
-
-def write_large(proxy: Proxy, path: str) -> None:
-    proxy.put(path, bytes(1 << 20))
-
-
-def write_file(proxy: Proxy, path: str) -> None:
-    proxy.put_file("/etc/hostname", path)
-
-
-def submit(proxy: Proxy, path: str) -> object:
-    return proxy.submit(far_side.echo).result(60)
-
-
-def call_itself(proxy: Proxy, path: str) -> object:
-    return proxy.context.call(os.truncate, path, 0)
-
-
-def ask_about_another(proxy: Proxy, path: str) -> object:
-    return proxy.is_symlink(os.path.dirname(path))
-
-
-def run(proxy: Proxy, path: str) -> object:
-    return proxy.run("true")
-
-
-@pytest.mark.parametrize(
-    "call", [write, write_large, write_file, submit, call_itself, ask_about_another, run]
-)
-def test_any_other_call_drops_what_was_prefetched(
-    proxy: Proxy,
-    messages: Messages,
-    paths: list[str],
-    call: collections.abc.Callable[[Proxy, str], object],
-) -> None:
+@pytest.fixture
+def asked(proxy: Proxy, messages: Messages, paths: list[str]) -> str:
+    """The path of a resource whose first question was asked, with others that came along."""
     handle(proxy, paths[0])
     proxy.begin_resource("fs::File")
     proxy.file_exists(paths[1])
-    call(proxy, paths[1])
-    pathlib.Path(paths[1]).write_bytes(b"last")
-    os.chmod(paths[1], 0o600)
     messages.taken()
-    assert proxy.file_stat(paths[1])["permissions"] == 600
-    assert proxy.read_binary(paths[1]) == b"last"
-    assert messages.taken() == 2
+    return paths[1]
 
 
-def test_the_end_of_a_resource_drops_what_was_prefetched(
-    proxy: Proxy, messages: Messages, paths: list[str]
-) -> None:
-    handle(proxy, paths[0])
-    proxy.begin_resource("fs::File")
-    proxy.file_exists(paths[1])
-    proxy.end_resource()
-    messages.taken()
-    os.chmod(paths[1], 0o600)
-    assert proxy.file_stat(paths[1])["permissions"] == 600
-    assert messages.taken() == 1
-
-
-def test_a_call_of_another_thread_drops_what_was_prefetched(
-    proxy: Proxy, messages: Messages, paths: list[str]
-) -> None:
-    handle(proxy, paths[0])
-    proxy.begin_resource("fs::File")
-    proxy.file_exists(paths[1])
-    other = threading.Thread(target=proxy.chmod, args=(paths[1], "600"))
+def call_in_another_thread(proxy: Proxy, path: str) -> None:
+    other = threading.Thread(target=proxy.chmod, args=(path, "644"))
     other.start()
     other.join()
+
+
+Use = collections.abc.Callable[[Proxy, str], object]
+USES: dict[str, Use] = {
+    "put": lambda proxy, path: proxy.put(path, b"other"),
+    "large put": lambda proxy, path: proxy.put(path, bytes(1 << 20)),
+    "put_file": lambda proxy, path: proxy.put_file("/etc/hostname", path),
+    "submit": lambda proxy, path: proxy.submit(far_side.echo).result(60),
+    "context": lambda proxy, path: proxy.context.call(os.truncate, path, 0),
+    "another path": lambda proxy, path: proxy.is_symlink(os.path.dirname(path)),
+    "run": lambda proxy, path: proxy.run("true"),
+    "another thread": call_in_another_thread,
+    "the same question": lambda proxy, path: proxy.file_stat(path),
+    "the end of the resource": lambda proxy, path: proxy.end_resource(),
+    "a second": lambda proxy, path: time.sleep(settings.PREFETCHED_SECONDS + 0.1),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
+def test_a_prefetched_answer_is_not_used_after_anything_else(
+    proxy: Proxy, messages: Messages, asked: str, use: Use
+) -> None:
+    use(proxy, asked)
+    os.chmod(asked, 0o600)
     messages.taken()
-    assert proxy.file_stat(paths[1])["permissions"] == 600
+    assert proxy.file_stat(asked)["permissions"] == 600
+    assert messages.taken() == 1
+
+
+def test_a_file_that_changes_between_two_questions_about_it_is_asked_again(
+    proxy: Proxy, messages: Messages, asked: str
+) -> None:
+    before = proxy.file_stat(asked), proxy.hash_file(asked)
+    assert messages.taken() == 0
+    pathlib.Path(asked).write_bytes(b"other")
+    assert proxy.hash_file(asked) != before[1]
+    assert messages.taken() == 1
+    os.remove(asked)
+    assert not proxy.file_exists(asked)
     assert messages.taken() == 1
 
 
 def test_two_threads_on_one_proxy_see_their_own_changes(proxy: Proxy, paths: list[str]) -> None:
     proxy.begin_resource("fs::File")
-    wrong: list[object] = []
 
-    def change_and_look(path: str) -> None:
-        for number in range(150):
+    def change_and_look(path: str) -> list[tuple[int, int]]:
+        seen = []
+        for number in range(100):
             mode = 600 + number % 8 * 10
             proxy.file_exists(path)
             proxy.chmod(path, str(mode))
             proxy.file_exists(path)
-            seen = proxy.file_stat(path)["permissions"]
-            if seen != mode:
-                wrong.append((seen, mode))
+            seen.append((proxy.file_stat(path)["permissions"], mode))
+        return seen
 
-    threads = [threading.Thread(target=change_and_look, args=(path,)) for path in paths[:2]]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-
-
-def test_a_prefetched_answer_is_used_once(
-    proxy: Proxy, messages: Messages, paths: list[str]
-) -> None:
-    handle(proxy, paths[0])
-    proxy.begin_resource("fs::File")
-    proxy.file_exists(paths[1])
-    proxy.file_stat(paths[1])
-    messages.taken()
-    os.chmod(paths[1], 0o600)
-    assert proxy.file_stat(paths[1])["permissions"] == 600
-    assert messages.taken() == 1
-
-
-def test_a_prefetched_answer_is_not_used_after_a_second(
-    proxy: Proxy, messages: Messages, paths: list[str]
-) -> None:
-    handle(proxy, paths[0])
-    proxy.begin_resource("fs::File")
-    proxy.file_exists(paths[1])
-    time.sleep(settings.PREFETCHED_SECONDS + 0.1)
-    os.chmod(paths[1], 0o600)
-    messages.taken()
-    assert proxy.file_stat(paths[1])["permissions"] == 600
-    assert messages.taken() == 1
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for seen in pool.map(change_and_look, paths[:2]):
+            assert all(found == wanted for found, wanted in seen)
 
 
 def test_a_prefetched_question_that_fails_raises_only_when_it_is_asked(
@@ -360,31 +299,9 @@ def test_a_variable_turns_prefetching_off(
         handle(proxy, paths[0])
 
 
-def test_nothing_is_prefetched_through_an_overridden_remote_call(
-    messages: Messages, paths: list[str]
-) -> None:
-    class Counting(Proxy):
-        calls = 0
-
-        def remote_call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-            self.calls += 1
-            return super().remote_call(function, *args, **kwargs)
-
-    with Counting(dict(LOCAL)) as proxy:
-        for path in paths:
-            messages.taken()
-            handle(proxy, path)
-            assert messages.taken() == 3
-        assert proxy.calls == 3 * len(paths)
-
-
-@pytest.mark.parametrize("where", ["class", "instance"])
+@pytest.mark.parametrize("where", ["subclass", "class", "instance"])
 def test_nothing_is_prefetched_through_a_replaced_remote_call(
-    proxy: Proxy,
-    messages: Messages,
-    paths: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    where: str,
+    messages: Messages, paths: list[str], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     original = Proxy.remote_call
     seen: list[object] = []
@@ -393,22 +310,21 @@ def test_nothing_is_prefetched_through_a_replaced_remote_call(
         seen.append(function)
         return original(self, function, *args, **kwargs)
 
+    subclass = type("Other", (Proxy,), {"remote_call": replaced} if where == "subclass" else {})
     if where == "class":
         monkeypatch.setattr(Proxy, "remote_call", replaced)
-    else:
-        monkeypatch.setattr(proxy, "remote_call", lambda *args, **kwargs: replaced(proxy, *args))
-    for path in paths:
-        handle(proxy, path)
-        assert messages.taken() == 3
+    with subclass(dict(LOCAL)) as proxy:
+        if where == "instance":
+            proxy.remote_call = functools.partial(replaced, proxy)
+        for path in paths:
+            handle(proxy, path)
+            assert messages.taken() == 3
     assert len(seen) == 3 * len(paths)
 
 
 def test_a_lost_host_is_an_error_of_the_question_that_was_asked(
-    proxy: Proxy, messages: Messages, paths: list[str]
+    proxy: Proxy, asked: str, tmp_path: pathlib.Path
 ) -> None:
-    handle(proxy, paths[0])
-    proxy.begin_resource("fs::File")
-    proxy.file_exists(paths[1])
     with pytest.raises(RemoteException, match="the connection was lost"):
-        proxy.remote_call(far_side.note_and_die, paths[2])
-    assert proxy.file_stat(paths[1])["permissions"] == 644
+        proxy.remote_call(far_side.note_and_die, str(tmp_path / "trace"))
+    assert proxy.file_stat(asked)["permissions"] == 644

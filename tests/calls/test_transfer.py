@@ -33,8 +33,7 @@ OLD = b"old content"
 # More than the window, and no multiple of a chunk.
 LARGE = 4 * host.WINDOW + 12_345
 
-
-pytestmark = pytest.mark.usefixtures("idle_sockets")
+Action = collections.abc.Callable[..., object]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +59,7 @@ def far_file(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 @pytest.mark.parametrize(
-    "size", [0, 1, PACK - 100, PACK, PACK + 1, host.CHUNK * 3, host.WINDOW, LARGE]
+    "size", [0, PACK - 100, PACK, PACK + 1, host.CHUNK * 3, host.WINDOW, LARGE]
 )
 def test_a_content_of_any_size_arrives_whole(
     proxy: Proxy, tmp_path: pathlib.Path, content: bytes, size: int
@@ -77,21 +76,20 @@ def test_a_content_of_any_size_arrives_whole(
 
 
 def test_contents_and_outputs_may_exceed_what_one_message_carries(
-    proxy: Proxy, tmp_path: pathlib.Path
+    open_proxy: Proxy, tmp_path: pathlib.Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = proxy.context.router.max_message_size + 2 * MIB
-    wanted = os.urandom(1 * MIB) * (size // MIB)
-    path = str(tmp_path / "far")
-    proxy.put(path, wanted)
-    assert proxy.read_binary(path) == wanted
-    stdout, stderr, returncode = proxy.run("sh", ["-c", f"head -c {size} /dev/zero | tr '\\0' a"])
-    assert (len(stdout), stdout.strip("a"), stderr, returncode) == (size, "", "", 0)
-
-
-def test_output_in_chunks_is_told_apart_as_stdout_and_stderr(proxy: Proxy) -> None:
-    script = f"head -c {LARGE} /dev/zero | tr '\\0' a; head -c 300000 /dev/zero | tr '\\0' b >&2"
-    stdout, stderr, returncode = proxy.run("sh", ["-c", script + "; exit 3"])
-    assert (stdout, stderr, returncode) == ("a" * LARGE, "b" * 300_000, 3)
+    open_proxy.disconnect()  # what is open has the limit of when it was opened
+    monkeypatch.setenv(settings.MAX_MESSAGE_SIZE_ENV_VAR, str(MIB))
+    path, trace = tmp_path / "far", tmp_path / "trace"
+    script = (
+        f"echo ran >>{trace}; head -c {LARGE} /dev/zero | tr '\\0' a;"
+        " head -c 300000 /dev/zero | tr '\\0' b >&2; exit 3"
+    )
+    with Proxy(dict(LOCAL)) as proxy:
+        proxy.put(str(path), content)
+        assert proxy.read_binary(str(path)) == content
+        assert proxy.run("sh", ["-c", script]) == ("a" * LARGE, "b" * 300_000, 3)
+    assert trace.read_text() == "ran\n"
 
 
 def test_text_in_chunks_is_decoded_across_their_borders(
@@ -102,54 +100,30 @@ def test_text_in_chunks_is_decoded_across_their_borders(
     assert proxy.read(str(tmp_path / "text")) == text
 
 
-@pytest.mark.parametrize("size", [10, LARGE])
-def test_text_that_is_no_utf8_is_refused_by_the_host(
-    proxy: Proxy, tmp_path: pathlib.Path, size: int
-) -> None:
-    (tmp_path / "raw").write_bytes(b"a" * size + b"\xff")
-    with pytest.raises(RemoteException, match="read_binary gives its bytes") as raised:
-        proxy.read(str(tmp_path / "raw"))
-    assert raised.value.remote_type == "builtins.UnicodeDecodeError"
-    assert proxy.remote_call(far_side.echo, 1) == [[1], {}]
-
-
 def test_files_without_a_size_are_read_to_their_end(proxy: Proxy, tmp_path: pathlib.Path) -> None:
     assert proxy.read("/proc/self/cmdline").split("\0")[0]
     proxy.get_file("/proc/version", tmp_path / "version")
     assert (tmp_path / "version").read_text() == pathlib.Path("/proc/version").read_text()
 
 
-def test_contents_travel_over_ssh_with_and_without_compression(
-    mitogen_ssh_host: SshHost, tmp_path: pathlib.Path, content: bytes
+@pytest.mark.parametrize("way", ["ssh", "compressed", "hop"])
+def test_contents_travel_by_ssh_compressed_or_not_and_through_a_hop(
+    mitogen_ssh_host: SshHost,
+    tmp_path: pathlib.Path,
+    local_file: pathlib.Path,
+    content: bytes,
+    way: str,
 ) -> None:
-    for compression in (True, False):
-        with Proxy(mitogen_ssh_host.serialized(compression=compression)) as proxy:
-            path = str(tmp_path / f"far-{compression}")
-            proxy.put(path, content)
-            assert proxy.read_binary(path) == content
-
-
-@support.requires_root
-@support.requires("sudo")
-def test_contents_travel_through_a_hop(
-    mitogen_ssh_host: SshHost, tmp_path: pathlib.Path, local_file: pathlib.Path, content: bytes
-) -> None:
-    python = mitogen_ssh_host.python_path
-    via = mitogen_ssh_host.serialized()
-    context: dict[str, object] = {"method_name": "sudo", "python_path": python, "via": via}
+    context: dict[str, object] = mitogen_ssh_host.serialized(compression=way == "compressed")
+    if way == "hop":
+        support.need("sudo", root=True)
+        python = mitogen_ssh_host.python_path
+        context = {"method_name": "sudo", "python_path": python, "via": context}
     with Proxy(context) as proxy:
         proxy.put_file(local_file, str(tmp_path / "far"))
         assert proxy.hash_file(str(tmp_path / "far")) == hashlib.sha1(content).hexdigest()
         proxy.get_file(str(tmp_path / "far"), tmp_path / "back")
         assert (tmp_path / "back").read_bytes() == content
-
-
-def test_contents_travel_to_the_oldest_python(tmp_path: pathlib.Path, content: bytes) -> None:
-    oldest = support.find_interpreters()[0]
-    with Proxy({**LOCAL, "python_path": [oldest.path]}) as proxy:
-        proxy.put(str(tmp_path / "far"), content)
-        assert proxy.read_binary(str(tmp_path / "far")) == content
-        assert proxy.run("cat", [str(tmp_path / "far")])[2] == 0
 
 
 def test_threads_transfer_through_one_proxy_at_once(
@@ -173,19 +147,17 @@ def test_files_of_any_size_take_little_memory_on_both_ends(
 ) -> None:
     large, back = tmp_path / "large", tmp_path / "back"
     with large.open("wb") as file:
-        file.truncate(200 * MIB)
+        file.truncate(100 * MIB)
     small = tmp_path / "small"
     small.write_bytes(b"x" * (PACK + 1))
-    actions: tuple[collections.abc.Callable[..., object], ...] = (
+    actions: tuple[Action, ...] = (
         lambda path: proxy.put_file(path, str(tmp_path / "far")),
         lambda path: proxy.get_file(str(path), back),
     )
     for action in actions:
         action(small)  # so that what is needed for any transfer is loaded
-        here, there = (
-            far_transfer.forget_peak_memory(),
-            proxy.remote_call(far_transfer.forget_peak_memory),
-        )
+        here = far_transfer.forget_peak_memory()
+        there = proxy.remote_call(far_transfer.forget_peak_memory)
         action(large)
         assert far_transfer.peak_memory() - here < 12 * MIB
         assert proxy.remote_call(far_transfer.peak_memory) - there < 12 * MIB
@@ -272,16 +244,28 @@ def test_a_local_file_that_is_not_there_or_no_file_is_refused_before_anything_is
         proxy.put_file(tmp_path / "missing", str(far_file))
     with pytest.raises(IsADirectoryError):
         proxy.put_file(tmp_path, str(far_file))
-    with pytest.raises(OSError, match="not a regular file"):
-        proxy.put_file("/dev/null", str(far_file))
+    os.mkfifo(tmp_path / "fifo")
+    for path in ("/dev/null", tmp_path / "fifo"):
+        with pytest.raises(OSError, match="not a regular file"):
+            proxy.put_file(path, str(far_file))
     assert recorder.calls == []
     assert proxy.read_binary(str(far_file)) == OLD
 
 
-def test_a_directory_in_the_place_of_the_file_is_refused(
+def test_a_file_of_the_host_without_an_end_of_its_own_is_refused(
+    proxy: Proxy, tmp_path: pathlib.Path
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in ("/dev/zero", str(tmp_path / "fifo")):
+        with pytest.raises(RemoteException, match="not a regular file"):
+            proxy.get_file(path, tmp_path / "back")
+    assert proxy.remote_call(far_side.echo) == [[], {}]
+
+
+def test_a_path_where_no_file_can_be_is_refused(
     proxy: Proxy, tmp_path: pathlib.Path, local_file: pathlib.Path, content: bytes
 ) -> None:
-    writes: tuple[collections.abc.Callable[..., object], ...] = (
+    writes: tuple[Action, ...] = (
         lambda: proxy.put_file(local_file, str(tmp_path)),
         lambda: proxy.put(str(tmp_path), content),
         lambda: proxy.read_binary(str(tmp_path)),
@@ -293,6 +277,8 @@ def test_a_directory_in_the_place_of_the_file_is_refused(
         assert raised.value.remote_type == "builtins.IsADirectoryError"
     with pytest.raises(IsADirectoryError):
         proxy.get_file(str(local_file), tmp_path)
+    with pytest.raises(FileNotFoundError):
+        proxy.get_file(str(local_file), tmp_path / "no" / "directory")
     assert proxy.remote_call(far_side.echo) == [[], {}]
 
 
@@ -331,36 +317,28 @@ def test_a_file_that_changes_while_it_is_moved_is_not_written(
     assert far_file.read_bytes() == OLD
 
 
-def test_a_get_file_that_may_not_be_written_leaves_the_proxy_usable(
-    proxy: Proxy, local_file: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    with pytest.raises(FileNotFoundError):
-        proxy.get_file(str(local_file), tmp_path / "no" / "such" / "directory")
-    assert proxy.remote_call(far_side.echo) == [[], {}]
-
-
 # Faults on the host
 
 
 def test_a_put_that_the_host_has_no_room_for_keeps_the_old_file(
-    proxy: Proxy, far_file: pathlib.Path, content: bytes, local_file: pathlib.Path
+    own_proxy: Proxy, far_file: pathlib.Path, content: bytes, local_file: pathlib.Path
 ) -> None:
     limits = (host.WINDOW, resource.RLIM_INFINITY)
-    proxy.remote_call(resource.setrlimit, int(resource.RLIMIT_FSIZE), limits)
-    writes: tuple[collections.abc.Callable[..., object], ...] = (
-        lambda: proxy.put(str(far_file), content),
-        lambda: proxy.put_file(local_file, str(far_file)),
+    own_proxy.remote_call(resource.setrlimit, int(resource.RLIMIT_FSIZE), limits)
+    writes: tuple[Action, ...] = (
+        lambda: own_proxy.put(str(far_file), content),
+        lambda: own_proxy.put_file(local_file, str(far_file)),
     )
     for write in writes:
         with pytest.raises(RemoteException, match="File too large"):
             write()
-        assert proxy.read_binary(str(far_file)) == OLD
+        assert own_proxy.read_binary(str(far_file)) == OLD
 
 
 def test_a_host_lost_in_a_transfer_is_an_error_and_not_tried_again(
     proxy: Proxy, far_file: pathlib.Path, local_file: pathlib.Path, recorder: Recorder
 ) -> None:
-    moves: tuple[collections.abc.Callable[..., object], ...] = (
+    moves: tuple[Action, ...] = (
         lambda progress: proxy.put_file(local_file, str(far_file), progress=progress),
         lambda progress: proxy.get_file(str(local_file), far_file, progress=progress),
     )
@@ -380,16 +358,6 @@ def test_a_host_lost_in_a_transfer_is_an_error_and_not_tried_again(
         assert len(recorder.calls) == 1
         assert far_file.read_bytes() == OLD
         assert proxy.remote_call(os.getpid) != pid
-
-
-def test_a_transfer_is_bounded_by_the_call_timeout(tmp_path: pathlib.Path) -> None:
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    with Proxy(dict(LOCAL), call_timeout=1.0) as proxy:
-        proxy.remote_call(os.getpid)
-        with pytest.raises(CallTimeoutError, match=r"inmanta_mitogen\.read_binary did not end"):
-            proxy.read_binary(str(fifo))
-        assert proxy.remote_call(far_side.echo) == [[], {}]
 
 
 def test_an_upload_that_is_interrupted_before_it_begins_leaves_the_proxy_usable(
@@ -436,34 +404,6 @@ def test_the_call_timeout_holds_while_chunks_come(
     assert proxy.remote_call(far_side.echo) == [[], {}]
 
 
-@pytest.mark.parametrize("where", ["agent", "host"])
-def test_a_fifo_is_refused_and_not_waited_for(
-    proxy: Proxy, tmp_path: pathlib.Path, where: str
-) -> None:
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    if where == "agent":
-        with pytest.raises(OSError, match="not a regular file"):
-            proxy.put_file(fifo, str(tmp_path / "far"))
-    else:
-        with pytest.raises(RemoteException, match="not a regular file"):
-            proxy.get_file(str(fifo), tmp_path / "back")
-    assert proxy.remote_call(far_side.echo) == [[], {}]
-
-
-def test_a_command_whose_output_is_large_runs_once(proxy: Proxy, tmp_path: pathlib.Path) -> None:
-    trace = tmp_path / "trace"
-    script = f"echo ran >> {trace}; head -c {LARGE} /dev/zero | tr '\\0' a"
-    assert proxy.run("sh", ["-c", script])[0] == "a" * LARGE
-    assert trace.read_text() == "ran\n"
-
-
-def test_large_results_of_submitted_calls_come_back_in_order(proxy: Proxy) -> None:
-    sizes = [LARGE, 1, PACK + 1, LARGE]
-    futures = [proxy.submit(far_side.large, size) for size in sizes]
-    assert [len(future.result(60)) for future in futures] == sizes
-
-
 def test_large_results_of_any_kind_arrive(proxy: Proxy) -> None:
     values = [
         [{"key": number, "list": [None, 1.5, b"x"]} for number in range(20_000)],
@@ -472,17 +412,13 @@ def test_large_results_of_any_kind_arrive(proxy: Proxy) -> None:
     assert proxy.remote_call(far_side.echo, *values) == [values, {}]
 
 
-@pytest.mark.parametrize("kind", [bytearray, memoryview])
 @pytest.mark.parametrize("size", [10, LARGE])
 def test_anything_with_the_buffer_protocol_is_put(
-    proxy: Proxy,
-    far_file: pathlib.Path,
-    content: bytes,
-    size: int,
-    kind: collections.abc.Callable[[bytes], bytearray | memoryview],
+    proxy: Proxy, far_file: pathlib.Path, content: bytes, size: int
 ) -> None:
-    proxy.put(str(far_file), kind(content[:size]))
-    assert far_file.read_bytes() == content[:size]
+    for buffer in (bytearray(content[:size]), memoryview(content[-size:])):
+        proxy.put(str(far_file), buffer)
+        assert far_file.read_bytes() == bytes(buffer)
 
 
 @pytest.mark.parametrize("size", [10, LARGE])
@@ -504,7 +440,10 @@ def test_a_file_that_is_put_in_place_keeps_its_inode(
 
 
 def test_what_has_no_end_ends_at_the_limit(
-    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: pathlib.Path,
+    local_file: pathlib.Path,
 ) -> None:
     for read in (proxy.read, proxy.read_binary):
         with pytest.raises(RemoteException, match=f"more than the {3 * MIB} bytes .* max_size"):
@@ -516,20 +455,12 @@ def test_what_has_no_end_ends_at_the_limit(
         proxy.run("head", ["-c", str(3 * MIB), "/dev/zero"])
     with pytest.raises(RemoteException, match=f"'sh' has more than the {MIB} bytes .* was ended"):
         proxy.run("sh", ["-c", "echo late; yes >&2"], max_size=MIB)
-    with pytest.raises(RemoteException, match="not a regular file"):
-        proxy.get_file("/dev/zero", tmp_path / "zero")
     assert proxy.read_binary("/etc/passwd", max_size=MIB)
-
-
-def test_a_file_within_the_limit_is_read(proxy: Proxy, local_file: pathlib.Path) -> None:
-    assert len(proxy.read_binary(str(local_file), max_size=LARGE)) == LARGE
     with pytest.raises(RemoteException, match=f"more than the {LARGE - 1} bytes"):
-        proxy.read_binary(str(local_file), max_size=LARGE - 1)
-    with pytest.raises(RemoteException, match=f"more than the {LARGE - 1} bytes"):
-        proxy.get_file(str(local_file), local_file.with_name("back"), max_size=LARGE - 1)
+        proxy.get_file(str(local_file), tmp_path / "back", max_size=LARGE - 1)
 
 
-@pytest.mark.parametrize("text", ["many", "-1", "0", "1.5", "²"])
+@pytest.mark.parametrize("text", ["many", "-1", "0", "²"])
 def test_a_limit_that_is_no_number_is_named(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
@@ -544,8 +475,8 @@ def test_a_limit_that_is_no_number_is_named(
 def test_a_host_that_never_stops_is_cut_off_at_the_limit(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(settings.MAX_SIZE_ENV_VAR, str(64 * MIB))
-    with pytest.raises(RemoteException, match=f"more than the {64 * MIB} bytes"):
+    monkeypatch.setenv(settings.MAX_SIZE_ENV_VAR, str(16 * MIB))
+    with pytest.raises(RemoteException, match=f"more than the {16 * MIB} bytes"):
         proxy.remote_call(far_transfer.endless)
     assert proxy.remote_call(far_side.echo) == [[], {}]
 
@@ -588,15 +519,6 @@ def test_no_more_is_on_the_way_than_the_distance_asks_for(
     assert int(path.read_text()) * host.CHUNK == on_the_way * host.WINDOW // 2
 
 
-def test_a_sum_that_differs_is_an_error(
-    proxy: Proxy, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(host, "send", far_transfer.lie)
-    with pytest.raises(RemoteException, match="sha1 differs"):
-        proxy.get_file("/etc/passwd", tmp_path / "back")
-    assert not (tmp_path / "back").exists()
-
-
 def test_a_put_whose_sum_differs_keeps_the_old_file(
     proxy: Proxy, far_file: pathlib.Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -614,19 +536,30 @@ def test_a_result_that_waits_nowhere_is_an_error(proxy: Proxy, kind: str, ticket
     assert proxy.remote_call(far_side.echo) == [[], {}]
 
 
-def test_a_file_that_is_answered_with_a_plain_value_is_an_error(
-    proxy: Proxy, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("replaced", "by", "text"),
+    [
+        ("send", far_transfer.lie, "sha1 differs"),
+        ("send", far_side.echo, "cannot be right"),
+        ("receive", far_transfer.count_wrongly, "instead of a count of bytes"),
+    ],
+)
+def test_a_host_that_does_not_keep_to_the_protocol_is_an_error(
+    proxy: Proxy,
+    tmp_path: pathlib.Path,
+    content: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    replaced: str,
+    by: object,
+    text: str,
 ) -> None:
-    monkeypatch.setattr(host, "send", far_side.echo)
-    with pytest.raises(RemoteException, match="cannot be right"):
-        proxy.get_file("/etc/passwd", tmp_path / "back")
-    assert proxy.remote_call(far_side.echo) == [[], {}]
-
-
-def test_acknowledgements_that_are_none_are_an_error(
-    proxy: Proxy, far_file: pathlib.Path, content: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(host, "receive", far_transfer.count_wrongly)
-    with pytest.raises(RemoteException, match="instead of a count of bytes"):
-        proxy.put(str(far_file), content)
+    monkeypatch.setattr(host, replaced, by)
+    move: Action = (
+        (lambda: proxy.get_file("/etc/passwd", tmp_path / "back"))
+        if replaced == "send"
+        else (lambda: proxy.put(str(tmp_path / "far"), content))
+    )
+    with pytest.raises(RemoteException, match=text):
+        move()
+    assert list(tmp_path.iterdir()) == []
     assert proxy.remote_call(far_side.echo) == [[], {}]

@@ -1,0 +1,45 @@
+"""
+Fixtures for tests of calls, most of which can share one interpreter.
+"""
+
+import collections.abc
+import os
+
+import pytest
+
+import support
+from inmanta_plugins.mitogen import Proxy
+
+
+@pytest.fixture(scope="module")
+def open_proxy(idle_sockets: None) -> collections.abc.Iterator[Proxy]:
+    with Proxy(dict(support.LOCAL)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def proxy(open_proxy: Proxy, recorder: support.Recorder) -> collections.abc.Iterator[Proxy]:
+    """
+    An open proxy to this machine that other tests use too. Calls have to leave nothing, except for
+    a new interpreter where the test lost the old one.
+    """
+    open_proxy.connect(exists_ok=True)
+    interpreter = open_proxy.remote_call(os.getpid)
+    before = support.Snapshot.take()
+    open_proxy.logger = recorder
+    yield open_proxy
+    open_proxy.call_timeout = None
+    open_proxy.connect(exists_ok=True)
+    if open_proxy.remote_call(os.getpid) == interpreter:
+        before.settle()
+
+
+@pytest.fixture
+def own_proxy(
+    idle_sockets: None, nothing_left: None, recorder: support.Recorder
+) -> collections.abc.Iterator[Proxy]:
+    """
+    An open proxy to this machine, for a test that others would notice.
+    """
+    with Proxy(dict(support.LOCAL), logger=recorder) as opened:
+        yield opened
