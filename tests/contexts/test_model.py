@@ -9,7 +9,6 @@ import pkgutil
 import mitogen.parent
 import pytest
 import pytest_inmanta.plugin
-from inmanta.ast import AttributeException, CompilerException
 from inmanta.ast.attribute import Attribute, RelationAttribute
 from inmanta.ast.entity import Entity
 from inmanta.execute.proxy import DynamicProxy
@@ -88,32 +87,31 @@ def is_nullable(attribute: Attribute) -> bool:
     return attribute.type.type_string_internal().endswith("?")
 
 
-_entities: dict[str, Entity] = {}
+_instances: dict[str, DynamicProxy] = {}
 
 
 @pytest.fixture
-def entities(request: pytest.FixtureRequest) -> dict[str, Entity]:
+def instances(request: pytest.FixtureRequest) -> dict[str, DynamicProxy]:
     """
-    The entity of each connection method. They are only read, so one compilation does for all.
+    An instance of each connection method. They are only read, so one compilation does for all.
     """
-    if not _entities:
+    if not _instances:
         project: Project = request.getfixturevalue("project")
         compiled(project, *EXAMPLES.values())
-        _entities.update({name.lower(): instance_of(project, name)._type() for name in EXAMPLES})
-    return _entities
+        _instances.update({name.lower(): instance_of(project, name) for name in EXAMPLES})
+    return _instances
+
+
+@pytest.fixture
+def entities(instances: dict[str, DynamicProxy]) -> dict[str, Entity]:
+    return {name: instance._type() for name, instance in instances.items()}
 
 
 def test_every_method_of_mitogen_has_an_entity(entities: dict[str, Entity]) -> None:
     assert set(entities) == set(METHODS)
-    package = mitogen.__path__[0]
-    methods = {
-        name for name in module_names(package) if hasattr(connection_module(name), "Connection")
-    }
+    names = [module.name for module in pkgutil.iter_modules(mitogen.__path__)]
+    methods = {name for name in names if hasattr(connection_module(name), "Connection")}
     assert methods - NOT_MODELLED == set(METHODS) - {"local"}
-
-
-def module_names(package: str) -> list[str]:
-    return [module.name for module in pkgutil.iter_modules([package])]
 
 
 def connection_module(name: str) -> object:
@@ -169,6 +167,7 @@ def test_only_what_mitogen_cannot_do_without_is_required(entities: dict[str, Ent
         }
         required = {name for name, option in METHODS[method].items() if option.required}
         assert set(attributes_of(kind)) - nullable == required | {"method_name", "name"}, method
+        assert set(attributes_of(kind)) - set(kind.get_default_values()) == required, method
 
 
 def test_every_attribute_is_documented_with_its_default(entities: dict[str, Entity]) -> None:
@@ -185,48 +184,12 @@ def test_every_attribute_is_documented_with_its_default(entities: dict[str, Enti
                 assert "default" in text, (str(kind), name)
 
 
-def test_a_context_sets_its_method_and_nothing_else(project: Project) -> None:
-    compiled(project, *EXAMPLES.values())
-    for name in EXAMPLES:
-        instance = instance_of(project, name)
-        assert instance.method_name == name.lower()
-        assert instance.name == ""
-        for attribute, option in METHODS[name.lower()].items():
+def test_a_context_sets_its_method_and_nothing_else(instances: dict[str, DynamicProxy]) -> None:
+    for method, instance in instances.items():
+        assert (instance.method_name, instance.name) == (method, "")
+        for attribute, option in METHODS[method].items():
             if attribute != "name" and not option.required:
-                assert getattr(instance, attribute) is None, (name, attribute)
-
-
-def test_a_value_of_another_type_fails_at_compile_time_with_entity_and_attribute_named(
-    project: Project,
-) -> None:
-    for kind, attribute, value in [
-        ("Ssh", "check_host_keys", "1"),
-        ("Ssh", "port", '"22"'),
-        ("Ssh", "ssh_args", '"-v"'),
-        ("Ssh", "compression", '"yes"'),
-        ("Local", "python_path", '"python3"'),
-    ]:
-        with pytest.raises(AttributeException) as failure:
-            compiled(project, f"mitogen::{kind}({attribute}={value})")
-        text = failure.value.format_trace(indent="", indent_level=0)
-        assert f"`{attribute}`" in text
-        assert f"mitogen::{kind}" in text
-
-
-def test_what_is_missing_fails_at_compile_time(project: Project) -> None:
-    for incomplete, missing in [
-        ("Ssh()", "hostname"),
-        ("Podman()", "container"),
-        ("Kubectl()", "pod"),
-        ('Setns(container="c")', "kind"),
-    ]:
-        with pytest.raises(CompilerException, match=f"attribute {missing}.* is not set"):
-            compiled(project, f"mitogen::{incomplete}")
-
-
-def test_an_option_of_another_method_fails_at_compile_time(project: Project) -> None:
-    with pytest.raises(CompilerException, match="hostname"):
-        compiled(project, 'mitogen::Sudo(hostname="h")')
+                assert getattr(instance, attribute) is None, (method, attribute)
 
 
 def test_a_host_has_a_context_of_any_method(project: Project) -> None:

@@ -27,6 +27,7 @@ EXAMPLES: dict[type, Any] = {
     str: "word",
     list: ["-E"],
 }
+POLICY = "INMANTA_MITOGEN_CHECK_HOST_KEYS"
 CHOICES = {"check_host_keys": "accept", "kind": "lxd"}
 
 
@@ -61,23 +62,10 @@ def test_an_option_of_none_is_one_that_is_not_set(method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "context",
-    [
-        IMPLICIT,
-        {"method_name": "sudo", "name": "", "via": IMPLICIT},
-        SSH | {"python_path": ["auto"]},
-        SSH | {"connect_timeout": 5},
-        SSH | {"connect_timeout": 0.5},
-        SSH | {"username": "", "password": ""},
-    ],
-)
-def test_what_can_be_connected_passes_as_it_is(context: dict[str, Any]) -> None:
-    assert checked_context(context) == context
-
-
-@pytest.mark.parametrize(
     ("given", "read"),
     [
+        ({"connect_timeout": 0.5}, {"connect_timeout": 0.5}),
+        ({"username": "", "password": ""}, {"username": "", "password": ""}),
         ({"identity_file": pathlib.Path("/keys/id")}, {"identity_file": "/keys/id"}),
         (
             {"python_path": (pathlib.Path("/bin/python"), "-I")},
@@ -112,7 +100,6 @@ def test_a_value_whose_meaning_is_clear_is_read_as_the_type_of_its_option(
         ({"port": 22.0}, "'port' has to be an integer.*not 22.0"),
         ({"port": True}, "'port' has to be an integer.*not True"),
         ({"connect_timeout": 0}, "'connect_timeout'.*above 0"),
-        ({"connect_timeout": -1.5}, "'connect_timeout'.*above 0"),
         ({"connect_timeout": float("inf")}, "'connect_timeout'"),
         ({"connect_timeout": float("nan")}, "'connect_timeout'"),
         ({"connect_timeout": "5"}, "'connect_timeout'.*not '5'"),
@@ -127,10 +114,8 @@ def test_a_value_whose_meaning_is_clear_is_read_as_the_type_of_its_option(
         ({"python_path": "python3"}, "'python_path' has to be a list.*not 'python3'"),
         ({"python_path": pathlib.Path("/bin/python")}, "'python_path'.*not PosixPath"),
         ({"python_path": ["python3", 3]}, "'python_path'.*not .'python3', 3]"),
-        ({"python_path": {"a": 1}}, "'python_path'.*not dict"),
         ({"ssh_args": "-v"}, "'ssh_args' has to be a list of strings, not '-v'"),
         ({"compression": "yes"}, "'compression' has to be a bool, not 'yes'"),
-        ({"compression": 2}, "'compression' has to be a bool, not 2"),
         ({"keepalive_count": 0}, "'keepalive_count'.*from 1"),
         ({"ssh_debug_level": -1}, "'ssh_debug_level'.*from 0"),
         ({"remote_name": "a/b"}, "'remote_name'.*without slashes"),
@@ -138,12 +123,9 @@ def test_a_value_whose_meaning_is_clear_is_read_as_the_type_of_its_option(
         ({"name": 3}, "'name' has to be a string, not 3"),
         ({"hostname": None}, "'hostname' is missing; ssh needs it"),
         ({"hostnam": "h"}, "'hostnam'.*did you mean 'hostname'.*ssh takes .*hostname.*username"),
-        ({"max_message_size": 1}, "unknown option 'max_message_size'"),
         ({3: 4}, "unknown option 3"),
         ({"via": []}, "'via' has to be a serialized context"),
-        ({"via": "gate"}, "'via' has to be a serialized context"),
         ({"method_name": None}, "'method_name' has to be one of local, ssh, .*, not NoneType"),
-        ({"method_name": 3}, "'method_name' has to be one of local, ssh, .*, not 3"),
         ({"method_name": "shh"}, "one of local, ssh, .*, not 'shh'.*did you mean 'ssh'"),
         ({"method_name": "fork"}, "one of local, ssh, .*, not 'fork'"),
     ],
@@ -172,10 +154,11 @@ def test_the_hop_that_is_wrong_is_the_one_that_is_named() -> None:
         checked_context(context)
 
 
-@pytest.mark.parametrize("wrong", [None, [], "ssh", 3])
-def test_what_is_no_dict_is_refused(wrong: object) -> None:
-    with pytest.raises(ContextError, match="has to be a dict"):
-        checked_context(wrong)
+def test_what_is_no_dict_is_refused() -> None:
+    wrongs: list[object] = [None, [], "ssh", 3]
+    for wrong in wrongs:
+        with pytest.raises(ContextError, match="has to be a dict"):
+            checked_context(wrong)
 
 
 def test_docker_needs_a_container_or_an_image() -> None:
@@ -191,7 +174,6 @@ def test_docker_needs_a_container_or_an_image() -> None:
         {"password": ["hush"]},
         {"password": {"hush": "hush"}},
         {"passwrd": "hush"},
-        {"sudo_password": "hush"},
         {"password": "hush", "port": -1},
         {"password": "hush", "hostname": None},
     ],
@@ -204,14 +186,7 @@ def test_no_error_shows_a_secret(wrong: dict[str, Any]) -> None:
         assert failure.value.__cause__ is None
 
 
-def test_a_context_that_is_its_own_via_is_refused() -> None:
-    context: dict[str, Any] = {"method_name": "local"}
-    context["via"] = {"method_name": "sudo", "via": context}
-    with pytest.raises(ContextError, match="its own 'via'"):
-        checked_context(context)
-
-
-def test_a_context_is_nested_only_so_deep() -> None:
+def test_a_context_is_nested_only_so_deep_and_not_in_itself() -> None:
     context: dict[str, Any] = {"method_name": "local"}
     for _ in range(63):
         context = {"method_name": "sudo", "via": context}
@@ -220,38 +195,28 @@ def test_a_context_is_nested_only_so_deep() -> None:
         context = {"method_name": "sudo", "via": context}
     with pytest.raises(ContextError, match="more than 64 hops"):
         checked_context(context)
+    context["via"] = {"method_name": "sudo", "via": context}
+    with pytest.raises(ContextError, match="its own 'via'"):
+        checked_context(context)
 
 
-@pytest.mark.parametrize("policy", [None, "ignore"])
-def test_the_implicit_context_ignores_host_keys_unless_told_otherwise(
+@pytest.mark.parametrize("policy", [None, "ignore", "accept", "enforce"])
+def test_the_operator_of_the_agent_sets_the_policy_of_implicit_contexts(
     policy: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_policy(monkeypatch, policy)
-    assert checked_context(IMPLICIT) == IMPLICIT
+    expected = IMPLICIT
+    monkeypatch.delenv(POLICY, raising=False)
+    if policy is not None:
+        monkeypatch.setenv(POLICY, policy)
+    if policy in ("accept", "enforce"):
+        ssh_args = ["-o", "PasswordAuthentication=no"]
+        expected = IMPLICIT | {"check_host_keys": policy, "ssh_args": ssh_args}
+    context = {"method_name": "sudo", "name": "", "via": IMPLICIT}
+    before = copy.deepcopy(context)
 
-
-def set_policy(monkeypatch: pytest.MonkeyPatch, policy: str | None) -> None:
-    if policy is None:
-        monkeypatch.delenv("INMANTA_MITOGEN_CHECK_HOST_KEYS", raising=False)
-    else:
-        monkeypatch.setenv("INMANTA_MITOGEN_CHECK_HOST_KEYS", policy)
-
-
-@pytest.mark.parametrize("policy", ["accept", "enforce"])
-def test_the_operator_of_the_agent_sets_the_policy_of_implicit_contexts(
-    policy: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    set_policy(monkeypatch, policy)
-    expected = IMPLICIT | {
-        "check_host_keys": policy,
-        "ssh_args": ["-o", "PasswordAuthentication=no"],
-    }
-    before = copy.deepcopy(IMPLICIT)
     assert checked_context(IMPLICIT) == expected
-    sudo = {"method_name": "sudo", "name": "", "via": IMPLICIT}
-    assert checked_context(sudo) == {"method_name": "sudo", "name": "", "via": expected}
-    assert before == IMPLICIT
-    assert sudo["via"] is IMPLICIT
+    assert checked_context(context) == {"method_name": "sudo", "name": "", "via": expected}
+    assert context == before
 
 
 @pytest.mark.parametrize(
@@ -267,7 +232,7 @@ def test_the_operator_of_the_agent_sets_the_policy_of_implicit_contexts(
 def test_a_context_that_the_model_writes_keeps_its_own_policy(
     explicit: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_policy(monkeypatch, "enforce")
+    monkeypatch.setenv(POLICY, "enforce")
     context = {"method_name": "sudo", "via": explicit}
     assert checked_context(context) == context
 
@@ -276,13 +241,11 @@ def test_a_context_that_the_model_writes_keeps_its_own_policy(
 def test_a_wrong_policy_is_an_error_that_names_it(
     wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_policy(monkeypatch, wrong)
+    monkeypatch.setenv(POLICY, wrong)
     with pytest.raises(SettingError) as failure:
         checked_context({"method_name": "local"})
-    text = str(failure.value)
-    assert "INMANTA_MITOGEN_CHECK_HOST_KEYS" in text
-    assert repr(wrong) in text
-    assert "enforce, accept, ignore" in text
+    for told in (POLICY, repr(wrong), "enforce, accept, ignore"):
+        assert told in str(failure.value)
 
 
 def test_a_host_is_reached_with_values_that_were_read(mitogen_ssh_host: SshHost) -> None:
