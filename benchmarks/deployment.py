@@ -15,19 +15,8 @@ import time
 import psutil
 
 from pytest_inmanta_mitogen import SshHost
-from testbed.client import Project
-from testbed.environments import Wheel, derived_environment, pip_settings, source_environment
-from testbed.servers import InmantaServer, Postgres
-
-_PROJECT = """
-name: bench
-modulepath: libs
-downloadpath: libs
-install_mode: release
-pip:
-  use_system_config: true
-"""
-
+from testbed.environments import Wheel, pip_settings
+from testbed.servers import Postgres, orchestrator
 
 _HERE = """
 import fs
@@ -70,20 +59,13 @@ class Orchestration:
         self._runs = 0
 
     def __enter__(self) -> "Orchestration":
-        directory = self._directory
-        database = self._stack.enter_context(Postgres(directory / "postgres"))
-        python = source_environment(directory / "server-env")
-        self._variables = pip_settings(self._wheel.wait())
-        self._server = self._stack.enter_context(
-            InmantaServer(directory / "server", database, python=python, variables=self._variables)
+        database = self._stack.enter_context(Postgres(self._directory / "postgres"))
+        variables = pip_settings(self._wheel.wait())
+        self._server, self._project = self._stack.enter_context(
+            orchestrator(self._directory, database, variables)
         )
-        compiler = derived_environment(directory / "compiler-env", directory / "server-env")
-        self._project = Project(directory / "project", compiler, self._variables)
-        self._project.directory.mkdir()
-        (self._project.directory / "project.yml").write_text(_PROJECT)
-        modules = "inmanta-module-mitogen\ninmanta-module-fs\n"
-        (self._project.directory / "requirements.txt").write_text(modules)
-        (self._project.directory / "main.cf").write_text("import fs\nimport mitogen\n")
+        modules = ("inmanta-module-mitogen", "inmanta-module-fs")
+        self._project.write("import fs\nimport mitogen\n", *modules)
         self._project.install()
         return self
 

@@ -42,14 +42,8 @@ def _demo(release: keep.Release | None) -> int:
     except Interrupted as interrupted:
         show.say(f"[yellow]Interrupted ({interrupted}). Nothing is left of the demo.[/]")
         return interrupted.exit_code
-    except ProcessFailedError as error:
-        show.failure(str(error), error.output)
-        return 1
-    except SshdNotFoundError as error:
-        show.failure(str(error), "")
-        return 1
-    except DemoError as error:
-        show.failure(str(error), error.logs)
+    except (ProcessFailedError, SshdNotFoundError, DemoError) as error:
+        show.failure(str(error), getattr(error, "output", ""))
         return 1
     return 0
 

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import pathlib
 import re
-import shutil
 import sys
 import time
 
@@ -16,21 +15,10 @@ import rich.markup
 from demo.hosts import login_host, sudo_description
 from demo.show import Show
 from pytest_inmanta_mitogen import SshHost
-from testbed.client import LogRecord, Orchestrator, Project, Resource
-from testbed.environments import (
-    Wheel,
-    derived_environment,
-    pip_settings,
-    source_environment,
-    tutorial_wheel,
-)
-from testbed.processes import (
-    ProcessFailedError,
-    ignore_interrupts,
-    no_orphans,
-    working_directory,
-)
-from testbed.servers import InmantaServer, Postgres
+from testbed.client import LogRecord, Project, Resource
+from testbed.environments import Wheel, pip_settings, tutorial_wheel
+from testbed.processes import ProcessFailedError, ignore_interrupts, no_orphans, working_directory
+from testbed.servers import InmantaServer, Postgres, orchestrator
 
 #: The agents of the model, with how each of them reaches its host.
 WAYS = {
@@ -58,8 +46,6 @@ RESOURCES = len(_MODEL)
 # How long the deployment may take. In seconds.
 _TIMEOUT = 300.0
 
-_HERE = pathlib.Path(__file__).resolve().parent
-
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
@@ -76,30 +62,19 @@ class Kept:
     project: Project
 
 
-class UnexpectedOutcomeError(Exception):
-    """
-    The deployment ended otherwise than it should.
-    """
-
-    def __init__(self, problems: collections.abc.Sequence[str]) -> None:
-        """
-        :param problems: What is wrong, a sentence each.
-        """
-        super().__init__("\n".join(problems))
-
-
 class DemoError(Exception):
     """
-    Something that the demo needs failed while there were logs to look at.
+    Something that the demo needs failed, or a resource did not end as it should, while there were
+    logs to look at.
     """
 
-    def __init__(self, cause: Exception, logs: str) -> None:
+    def __init__(self, what: str, output: str) -> None:
         """
-        :param cause: What failed.
-        :param logs: The ends of the logs.
+        :param what: What failed.
+        :param output: The ends of the logs.
         """
-        super().__init__(str(cause))
-        self.logs = logs
+        super().__init__(what)
+        self.output = output
 
 
 def run(
@@ -111,9 +86,9 @@ def run(
 
     :param show: What shows it.
     :param when_done: Called in the end, with all of it still up.
-    :raises UnexpectedOutcomeError: When a resource did not end as it should.
     :raises ProcessFailedError: When a program fails.
-    :raises DemoError: When something else fails once there is an orchestrator.
+    :raises DemoError: When a resource did not end as it should, or something else fails once there
+        is an orchestrator.
     """
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(working_directory())
@@ -151,46 +126,31 @@ def _deploy_all(show: Show, stack: contextlib.ExitStack, directory: pathlib.Path
         stage.outcome = f"{built.name}, {tutorial.wait().name}"
 
     with show.stage("Starting an orchestrator") as stage:
-        python = source_environment(directory / "server-env")
-        variables = {
-            **pip_settings(built),
-            **agent_variables,
-            # That of whoever runs the demo says nothing about its hosts.
-            "SSH_CONNECTION": "",
-        }
-        server = stack.enter_context(
-            InmantaServer(directory / "server", database, python=python, variables=variables)
-        )
-        client = server.client
-        version = client.version()
-        environment = client.create_environment("demo")
-        client.start_agents(environment, WAYS)
-        stage.outcome = f"inmanta-core {version} at {server.url}"
+        variables = pip_settings(built) | agent_variables | _variables(directory, host)
+        server, project = stack.enter_context(orchestrator(directory, database, variables))
+        environment = server.client.create_environment("demo")
+        server.client.start_agents(environment, WAYS)
+        stage.outcome = f"inmanta-core {server.client.version()} at {server.url}"
 
-    target = directory / "out"
-    target.mkdir()
-    project = _project(directory, target, host, variables, version)
+    kept = Kept(server, environment, project)
     try:
-        _deploy(show, project, client, environment)
-        resources = client.resources(environment)
-        deployed = [(each, client.log(environment, each.id)) for each in resources]
-        _tell(show, deployed, target)
-        problems = problems_of(deployed, target, host)
+        _deploy(show, kept)
+        problems = _outcome(show, kept, directory / "out", host)
         name, version = built.name.split("-")[:2]
         if not any(server.directory.rglob(f"{name}-{version}.dist-info")):
             problems.append(f"The agents did not install {built.name}.")
-        if problems:
-            raise UnexpectedOutcomeError(problems)
     except ProcessFailedError:
         # It comes with the log that matters.
         raise
     except Exception as error:
-        raise DemoError(error, server.log_tails()) from error
+        raise DemoError(str(error), server.log_tails()) from error
+    if problems:
+        raise DemoError("\n".join(problems), server.log_tails())
     show.say(
         f"[bold green]✔[/] {RESOURCES} resources ended as they should, "
         f"{time.monotonic() - begin:.1f} s after the start."
     )
-    return Kept(server, environment, project)
+    return kept
 
 
 def problems_of(
@@ -233,28 +193,24 @@ def wanted_state(agent: str) -> str:
 
 def _problems_on_disk(target: pathlib.Path, host: SshHost) -> list[str]:
     problems = []
+    over_ssh = [host.hostname, str(host.port)]
+    ways: dict[str, list[list[str]]] = {
+        "this-machine": [[]],
+        "by-ssh": [over_ssh],
+        # sudo, where it comes in, takes away what tells that it was ssh.
+        "by-address": [[], over_ssh],
+    }
     for agent in _DEPLOYED:
-        content = _read(target / f"{agent}.txt")
-        if content != f"Deployed on {agent}.\n":
-            problems.append(f"{target / agent}.txt has the content {content!r}.")
-
-        variables = _read(target / f"{agent}.env")
-        if variables != "MANAGED_BY=the tutorial's module\n":
-            problems.append(f"{target / agent}.env has the content {variables!r}.")
-
+        contents = {"txt": f"Deployed on {agent}.\n", "env": "MANAGED_BY=the tutorial's module\n"}
+        for suffix, wanted in contents.items():
+            content = _read(target / f"{agent}.{suffix}")
+            if content != wanted:
+                problems.append(f"{target / agent}.{suffix} has the content {content!r}.")
         output = _read(target / f"{agent}.ran")
+        # The user, and the addresses and ports of the ssh client and server.
         words = (output or "").split()
-        if not words:
-            problems.append(f"The command on {agent} did not run: its output is {output!r}.")
-            continue
-        by_ssh = {
-            "this-machine": words[1:] == [],
-            "by-ssh": words[3:] == [host.hostname, str(host.port)],
-            # sudo, where it comes in, takes away what tells that it was ssh.
-            "by-address": words[1:] == [] or words[3:] == [host.hostname, str(host.port)],
-        }
-        if not by_ssh[agent]:
-            problems.append(f"The command on {agent} was reached in another way: {output!r}.")
+        if not words or words[3:] not in ways[agent]:
+            problems.append(f"The command on {agent} did not run in its way: {output!r}.")
     if (target / f"{WITHOUT_PYTHON}.txt").exists():
         problems.append(f"There is a file of {WITHOUT_PYTHON}, where nothing can be deployed.")
     return problems
@@ -267,68 +223,58 @@ def _interpreter_missed(found: tuple[Resource, list[LogRecord]] | None) -> bool:
     )
 
 
-def _project(
-    directory: pathlib.Path,
-    target: pathlib.Path,
-    host: SshHost,
-    variables: dict[str, str],
-    version: str,
-) -> Project:
-    project = directory / "project"
-    project.mkdir()
-    for name in ("project.yml", "main.cf"):
-        shutil.copy(_HERE / name, project)
-    # The file module's newer versions need inmanta-core 15, and do not say so.
-    limit = "<1.1.1" if int(version.split(".")[0]) < 15 else ""
-    (project / "requirements.txt").write_text(
-        "inmanta-module-mitogen\ninmanta-module-envfile\ninmanta-module-exec\n"
-        f"inmanta-module-fs{limit}\n"
-    )
+def _variables(directory: pathlib.Path, host: SshHost) -> dict[str, str]:
+    """
+    :return: The environment variables that the model reads.
+    """
+    (directory / "out").mkdir()
     known_hosts = directory / "known_hosts"
     known_hosts.write_text(host.known_hosts_line)
-    return Project(
-        project,
-        derived_environment(directory / "compiler-env", directory / "server-env"),
-        {
-            **variables,
-            "DEMO_DIRECTORY": str(target),
-            # That of a virtual environment may be one that not every user can run.
-            "DEMO_PYTHON": getattr(sys, "_base_executable", sys.executable),
-            "DEMO_SSH_USER": host.username,
-            "DEMO_SSH_PORT": str(host.port),
-            "DEMO_SSH_KEY": host.identity_file,
-            "DEMO_SSH_KNOWN_HOSTS": f"UserKnownHostsFile={known_hosts}",
-        },
-    )
+    return {
+        "DEMO_DIRECTORY": str(directory / "out"),
+        # That of a virtual environment may be one that not every user can run.
+        "DEMO_PYTHON": getattr(sys, "_base_executable", sys.executable),
+        "DEMO_SSH_USER": host.username,
+        "DEMO_SSH_PORT": str(host.port),
+        "DEMO_SSH_KEY": host.identity_file,
+        "DEMO_SSH_KNOWN_HOSTS": f"UserKnownHostsFile={known_hosts}",
+        # That of whoever runs the demo says nothing about its hosts.
+        "SSH_CONNECTION": "",
+    }
 
 
-def _deploy(
-    show: Show,
-    project: Project,
-    client: Orchestrator,
-    environment: str,
-) -> None:
+def _deploy(show: Show, kept: Kept) -> None:
+    client = kept.server.client
     with show.stage("Installing the modules that the model uses") as stage:
-        project.install()
+        # The file module's newer versions need inmanta-core 15, and do not say so.
+        limit = "<1.1.1" if int(client.version().split(".")[0]) < 15 else ""
+        packages = [f"inmanta-module-{name}" for name in ("mitogen", "envfile", "exec")]
+        model = pathlib.Path(__file__).with_name("main.cf").read_text()
+        kept.project.write(model, *packages, f"inmanta-module-fs{limit}")
+        kept.project.install()
         stage.outcome = "modules mitogen, envfile, fs, exec and std for the compiler"
     with show.stage("Compiling and exporting main.cf"):
-        project.export(client, environment)
+        kept.project.export(client, kept.environment)
     with show.stage("Deploying") as stage:
 
         def progress(resources: list[Resource]) -> None:
             done = sum(resource.final for resource in resources)
-            if not done:
-                stage.progress("the agents install the modules")
-            else:
-                stage.progress(f"{done} of {RESOURCES} resources are done")
+            text = f"{done} of {RESOURCES} resources are done"
+            stage.progress(text if done else "the agents install the modules")
 
-        client.wait(environment, count=RESOURCES, timeout=_TIMEOUT, progress=progress)
+        client.wait(kept.environment, count=RESOURCES, timeout=_TIMEOUT, progress=progress)
         stage.outcome = f"{RESOURCES} resources on {len(WAYS)} hosts"
 
 
-def _tell(
-    show: Show, deployed: list[tuple[Resource, list[LogRecord]]], target: pathlib.Path
-) -> None:
+def _outcome(show: Show, kept: Kept, target: pathlib.Path, host: SshHost) -> list[str]:
+    """
+    Show what became of the resources.
+
+    :return: What is not as it should be, a sentence each.
+    """
+    client = kept.server.client
+    resources = client.resources(kept.environment)
+    deployed = [(each, client.log(kept.environment, each.id)) for each in resources]
     show.say()
     show.resources(deployed, ways=WAYS, wanted_state=wanted_state, directory=str(target))
     show.say(f"[dim]… is {target}; by-address goes over ssh, with {sudo_description()}.[/]")
@@ -337,6 +283,7 @@ def _tell(
         text = rich.markup.escape((_read(path) or "").strip())
         show.say(f"  [bold]{path.name}[/]  [dim]{text}[/]")
     show.say()
+    return problems_of(deployed, target, host)
 
 
 def _read(path: pathlib.Path) -> str | None:

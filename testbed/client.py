@@ -22,6 +22,16 @@ FINAL_STATES = frozenset(
 )
 
 
+_PROJECT = """
+name: project
+modulepath: libs
+downloadpath: libs
+install_mode: release
+pip:
+  use_system_config: true
+"""
+
+
 class ApiError(Exception):
     """
     The orchestrator refused a request, or did not answer it.
@@ -308,6 +318,18 @@ class Project:
         self._python = python
         self._variables = dict(variables)
         self.log = directory / "compiler.log"
+
+    def write(self, model: str, *packages: str) -> None:
+        """
+        Make the directory and its files.
+
+        :param model: The text of ``main.cf``.
+        :param packages: The packages of the modules that the model imports.
+        """
+        self.directory.mkdir()
+        (self.directory / "project.yml").write_text(_PROJECT)
+        (self.directory / "requirements.txt").write_text("".join(f"{each}\n" for each in packages))
+        (self.directory / "main.cf").write_text(model)
 
     def install(self) -> None:
         """

@@ -14,13 +14,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import typing
 
 import psutil
 
-from testbed.client import ApiError, Orchestrator
+from testbed.client import ApiError, Orchestrator, Project
+from testbed.environments import derived_environment, source_environment
 from testbed.processes import ProcessFailedError, end, neutral_environment, start, tail
 
 # How long a server may take to come up on a very busy machine. In seconds.
@@ -162,14 +162,13 @@ class InmantaServer:
         self,
         directory: pathlib.Path,
         database: Postgres,
-        *,
-        python: pathlib.Path | None = None,
-        variables: collections.abc.Mapping[str, str] | None = None,
+        python: pathlib.Path,
+        variables: collections.abc.Mapping[str, str],
     ) -> None:
         """
         :param directory: Where to put its state and logs. It is made.
         :param database: The database that it uses, which must be running.
-        :param python: An interpreter that has inmanta-core, by default the current one.
+        :param python: An interpreter that has inmanta-core.
         :param variables: Environment variables for it and for its agents; an empty text removes
             one.
         """
@@ -178,11 +177,11 @@ class InmantaServer:
         self.log = self.logs / "server.log"
         self.port = 0
         self._database = database
-        self._python = str(python or sys.executable)
+        self._python = str(python)
         environment = neutral_environment()
         # inmanta-core 14 decides where to log before it reads the configuration file.
         environment["INMANTA_CONFIG_LOG_DIR"] = str(self.logs)
-        environment |= variables or {}
+        environment |= variables
         self._environment = {name: value for name, value in environment.items() if value}
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -288,6 +287,24 @@ internal_server_address={self.address}
         except ApiError:
             return False
         return True
+
+
+@contextlib.contextmanager
+def orchestrator(
+    directory: pathlib.Path, database: Postgres, variables: collections.abc.Mapping[str, str]
+) -> collections.abc.Iterator[tuple[InmantaServer, Project]]:
+    """
+    An orchestrator, and a project to export to it. Neither has an inmanta module installed.
+
+    :param directory: Where to put their directories.
+    :param database: The database, which must be running.
+    :param variables: Environment variables for both.
+    """
+    python = source_environment(directory / "server-env")
+    compiler = derived_environment(directory / "compiler-env", directory / "server-env")
+    project = Project(directory / "project", compiler, variables)
+    with InmantaServer(directory / "server", database, python, variables) as server:
+        yield server, project
 
 
 class SshAgent:

@@ -42,45 +42,34 @@ class Case:
 
     :param type: its type in the model
     :param attributes: those beside host and purged; DIR stands for the test's directory
-    :param created: whether a deploy did what the resource says, in that directory
-    :param purged: whether a deploy of it as purged did, or None where it can't be purged
+    :param made: the name of what it makes there
+    :param is_right: whether what it made is what it says
     """
 
     type: str
     attributes: str
-    created: Check
-    purged: Check | None
-    imports: tuple[str, ...] = ()
-
-    def model(self, directory: pathlib.Path, purged: bool) -> str:
-        modules = ["mitogen", self.type.split("::")[0], *self.imports]
-        return (
-            "".join(f"import {module}\n" for module in modules)
-            + HERE
-            + f"{self.type}(host=host, purged={str(purged).lower()}, "
-            + self.attributes.replace("DIR", str(directory))
-            + ")\n"
-        )
+    made: str
+    is_right: Check
 
 
-def has(name: str, content: str, mode: int | None = None) -> Check:
+def has(content: str, mode: int | None = None) -> Check:
     """
     A check that a file has this content and mode.
     """
-
-    def check(directory: pathlib.Path) -> bool:
-        path = directory / name
-        found = stat.S_IMODE(path.stat().st_mode)
-        return path.read_text("utf-8") == content and mode in (None, found)
-
-    return check
+    return lambda path: path.read_text("utf-8") == content and mode in (None, mode_of(path))
 
 
-def lacks(name: str) -> Check:
+def has_lines(*lines: str) -> Check:
     """
-    A check that there is nothing of this name.
+    A check that a file has these lines, whatever is between their words.
     """
-    return lambda directory: not os.path.lexists(directory / name)
+    return lambda path: (
+        {*lines} <= {" ".join(each.split()) for each in path.read_text().splitlines()}
+    )
+
+
+def mode_of(path: pathlib.Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -89,123 +78,117 @@ CASES = [
     Case(
         "fs::File",
         f'path="DIR/motd", content="welcome\\n", mode=640, owner="{ME}"',
-        has("motd", "welcome\n", 0o640),
-        lacks("motd"),
+        "motd",
+        has("welcome\n", 0o640),
     ),
     Case(
         "fs::Directory",
         'path="DIR/conf.d", mode=750',
-        lambda directory: stat.S_IMODE((directory / "conf.d").stat().st_mode) == 0o750,
-        lacks("conf.d"),
+        "conf.d",
+        lambda path: mode_of(path) == 0o750,
     ),
     Case(
         "fs::Symlink",
         'src="/etc/hostname", dst="DIR/link"',
-        lambda directory: os.readlink(directory / "link") == "/etc/hostname",
-        lacks("link"),
+        "link",
+        lambda path: os.readlink(path) == "/etc/hostname",
     ),
     Case(
         "fs::JsonFile",
         'path="DIR/app.json", mode=600, '
         'values=[fs::JsonObject(path="server", value={"port": 8080, "tls": true})]',
-        lambda directory: (
-            json.loads((directory / "app.json").read_text())
-            == {"server": {"port": 8080, "tls": True}}
-        ),
-        lacks("app.json"),
+        "app.json",
+        lambda path: json.loads(path.read_text()) == {"server": {"port": 8080, "tls": True}},
     ),
     Case(
         "files::TextFile",
         'path="DIR/notes", content="\\u00fcn\\u00efcode", permissions=600',
-        has("notes", "ünïcode", 0o600),
-        lacks("notes"),
+        "notes",
+        has("ünïcode", 0o600),
     ),
     Case(
         "files::HostFile",
         'path="DIR/hosts", permissions=644, '
         'entries=[files::host::Entry(hostname="db.example", address4="192.0.2.7")]',
-        lambda directory: (
-            ["192.0.2.7", "db.example"]
-            in [line.split() for line in (directory / "hosts").read_text().splitlines()]
-        ),
-        lacks("hosts"),
-        ("files::host",),
+        "hosts",
+        has_lines("192.0.2.7 db.example"),
     ),
     Case(
         "files::SystemdUnitFile",
         'path="DIR/probe.service", permissions=644, '
         'unit=files::systemd_unit::Unit(description="A probe"), '
         'service=files::systemd_unit::Service(exec_start="/bin/true", type="oneshot")',
-        lambda directory: (
-            {"[Unit]", "Description=A probe", "[Service]", "ExecStart=/bin/true", "Type=oneshot"}
-            <= set((directory / "probe.service").read_text().splitlines())
+        "probe.service",
+        has_lines(
+            *("[Unit]", "Description=A probe", "[Service]", "ExecStart=/bin/true", "Type=oneshot")
         ),
-        lacks("probe.service"),
-        ("files::systemd_unit",),
     ),
     Case(
         "exec::Run",
         'command=exec::in_shell("echo $GREETING >>DIR/ran"), creates="DIR/ran", '
         'environment={"GREETING": "hello"}',
+        "ran",
         # Once only: a second run would have added a line.
-        has("ran", "hello\n"),
-        None,
+        has("hello\n"),
     ),
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.type)
-def test_a_resource_is_deployed_and_a_second_deploy_changes_nothing(
-    case: Case, project: Project, tmp_path: pathlib.Path
-) -> None:
-    project.compile(case.model(tmp_path, purged=False))
-
-    dry = project.dryrun_resource(case.type)
-    assert dry
-    assert list(tmp_path.iterdir()) == []
-
-    project.deploy_resource(case.type, change=const.Change.created)
-    assert case.created(tmp_path)
-
-    assert project.dryrun_resource(case.type) == {}
-    project.deploy_resource(case.type, change=const.Change.nochange)
-    assert case.created(tmp_path)
+def model(directory: pathlib.Path, cases: list[Case], purged: bool = False) -> str:
+    modules = ("exec", "files::host", "files::systemd_unit", "files", "fs", "mitogen")
+    more = f"(host=host, purged={str(purged).lower()}, "
+    resources = [case.type + more + case.attributes + ")" for case in cases]
+    text = "\n".join([*(f"import {name}" for name in modules), HERE, *resources, ""])
+    return text.replace("DIR", str(directory))
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if case.purged], ids=lambda case: case.type
-)
-def test_a_purged_resource_is_removed_and_a_second_deploy_changes_nothing(
-    case: Case, project: Project, tmp_path: pathlib.Path
-) -> None:
-    assert case.purged is not None
-    project.compile(case.model(tmp_path, purged=False))
-    project.deploy_resource(case.type)
-    assert not case.purged(tmp_path)
-
-    project.compile(case.model(tmp_path, purged=True))
-    project.deploy_resource(case.type, change=const.Change.purged)
-    assert case.purged(tmp_path)
-    project.deploy_resource(case.type, change=const.Change.nochange)
+def deployed(project: Project) -> set[tuple[str, const.Change]]:
+    """
+    Deploy all resources, and return their types, each with what had to be done.
+    """
+    done = project.deploy_all()
+    done.assert_all()
+    return {(resource.id.entity_type, ctx.change) for resource, ctx in done.results.items()}
 
 
-def test_a_file_that_was_changed_by_hand_is_put_right(
+def test_resources_are_deployed_once_and_removed_once(
     project: Project, tmp_path: pathlib.Path
 ) -> None:
-    file = next(case for case in CASES if case.type == "fs::File")
-    project.compile(file.model(tmp_path, purged=False))
-    project.deploy_resource(file.type)
+    project.compile(model(tmp_path, CASES))
+    for change in (const.Change.created, const.Change.nochange):
+        assert deployed(project) == {(case.type, change) for case in CASES}
+        assert [case.type for case in CASES if not case.is_right(tmp_path / case.made)] == []
+
+    # What a command did can't be undone.
+    removable = CASES[:-1]
+    project.compile(model(tmp_path, removable, purged=True))
+    for change in (const.Change.purged, const.Change.nochange):
+        assert deployed(project) == {(case.type, change) for case in removable}
+        assert os.listdir(tmp_path) == ["ran"]
+
+
+def test_a_file_that_was_changed_by_hand_is_put_right_over_ssh(
+    project: Project, mitogen_ssh_host: typing.Any, tmp_path: pathlib.Path
+) -> None:
     path = tmp_path / "motd"
+    project.compile(
+        "import mitogen\nimport fs\n"
+        f'host = std::Host(name="there", os=std::linux, via={mitogen_ssh_host.model()})\n'
+        f'fs::File(host=host, path="{path}", content="over ssh", mode=640)'
+    )
     path.write_text("defaced")
     path.chmod(0o666)
+    logins = mitogen_ssh_host.logins()
 
-    assert set(project.dryrun_resource(file.type)) == {"hash", "permissions"}
-    project.deploy_resource(file.type, change=const.Change.updated)
+    assert set(project.dryrun_resource("fs::File")) == {"hash", "permissions"}
+    assert path.read_text() == "defaced"
+    project.deploy_resource("fs::File", change=const.Change.updated)
 
-    assert file.created(tmp_path)
+    assert has("over ssh", 0o640)(path)
+    assert mitogen_ssh_host.logins() > logins
 
 
-def test_a_command_that_fails_fails_its_resource(project: Project, tmp_path: pathlib.Path) -> None:
+def test_a_command_that_fails_fails_its_resource(project: Project) -> None:
     project.compile(
         f"import mitogen\nimport exec\n{HERE}\n"
         "exec::Run(host=host, command=exec::in_shell('echo no space left >&2; exit 3'))"
@@ -213,7 +196,6 @@ def test_a_command_that_fails_fails_its_resource(project: Project, tmp_path: pat
 
     project.deploy_resource("exec::Run", status=const.ResourceState.failed)
 
-    assert project.ctx is not None
     assert "no space left" in logged(project)
 
 
@@ -225,13 +207,12 @@ def test_authorized_keys_are_deployed(project: Project, tmp_path: pathlib.Path) 
         '    ssh_keys=[ssh::Key(name="laptop", public_key="AAAAC3Nz")])'
     )
 
-    project.deploy_resource("fs::Directory", change=const.Change.created)
-    project.deploy_resource("fs::File", change=const.Change.created)
-    project.deploy_resource("fs::File", change=const.Change.nochange)
+    for change in (const.Change.created, const.Change.nochange):
+        assert deployed(project) == {("fs::Directory", change), ("fs::File", change)}
 
     keys = tmp_path / ".ssh" / "authorized_keys"
     assert "AAAAC3Nz" in keys.read_text()
-    assert stat.S_IMODE(keys.stat().st_mode) == 0o600
+    assert mode_of(keys) == 0o600
 
 
 @support.requires("groupadd")
@@ -284,58 +265,37 @@ def test_a_podman_network_is_created_and_removed(project: Project) -> None:
         subprocess.run([*show[:2], "rm", "-f", name], check=False, capture_output=True)
 
 
+#: Resources that have a context of their own, by what makes them.
 EXPORTED = {
-    "apt::Package": 'import apt\napt::Package(host=host, name="nginx", via=other)',
-    "fs::ConfigFile": (
-        'import apt\napt::Repository(host=host, name="r", base_url="http://r.example", '
-        'release="stable", repo="main", via=other)'
-    ),
-    "yum::Package": 'import yum\nyum::Package(host=host, name="nginx", via=other)',
-    "yum::PackagesBatch": (
-        'import yum\nyum::PackagesBatch(host=host, name="web", packages=["nginx"], via=other)'
-    ),
-    "podman::Network": 'import podman\npodman::Network(host=host, name="n", via=other)',
-    "podman::ImageFromRegistry": (
-        'import podman\npodman::ImageFromRegistry(host=host, name="docker.io/debian:12", via=other)'
-    ),
+    "apt::Package": 'apt::Package(host=host, name="nginx", via=other)',
+    "fs::ConfigFile": 'apt::Repository(host=host, name="r", base_url="http://r.example", '
+    'release="stable", repo="main", via=other)',
+    "yum::Package": 'yum::Package(host=host, name="nginx", via=other)',
+    "yum::PackagesBatch": 'yum::PackagesBatch(host=host, name="w", packages=["nginx"], via=other)',
+    "podman::Network": 'podman::Network(host=host, name="n", via=other)',
+    "podman::ImageFromRegistry": "podman::ImageFromRegistry("
+    'host=host, name="docker.io/debian:12", via=other)',
 }
 
 
-@pytest.mark.parametrize("resource_type", EXPORTED)
-def test_a_resource_is_exported_with_its_own_context(resource_type: str, project: Project) -> None:
+def test_resources_are_exported_with_their_own_context(project: Project) -> None:
     project.compile(
-        f"import mitogen\n{HERE}\n"
+        f"import mitogen\nimport apt\nimport yum\nimport podman\n{HERE}\n"
         'other = mitogen::Sudo(name="root there", username="root",\n'
         '    via=mitogen::Ssh(name="there", hostname="192.0.2.1", port=2222))\n'
-        + EXPORTED[resource_type]
+        + "\n".join(EXPORTED.values())
     )
-
-    resource = project.get_resource(resource_type)
-
-    assert resource is not None
-    assert resource.serialize()["via"] == {
+    context = {
         "method_name": "sudo",
         "name": "root there",
         "username": "root",
         "via": {"method_name": "ssh", "name": "there", "hostname": "192.0.2.1", "port": 2222},
     }
 
-
-def test_a_file_is_deployed_over_ssh(
-    project: Project, mitogen_ssh_host: typing.Any, tmp_path: pathlib.Path
-) -> None:
-    logins = mitogen_ssh_host.logins()
-    path = tmp_path / "motd"
-    project.compile(
-        f"import mitogen\nimport fs\n"
-        f'host = std::Host(name="there", os=std::linux, via={mitogen_ssh_host.model()})\n'
-        f'fs::File(host=host, path="{path}", content="over ssh")'
-    )
-
-    project.deploy_resource("fs::File", change=const.Change.created)
-
-    assert path.read_text() == "over ssh"
-    assert mitogen_ssh_host.logins() > logins
+    for resource_type in EXPORTED:
+        resource = project.get_resource(resource_type)
+        assert resource is not None, resource_type
+        assert resource.serialize()["via"] == context, resource_type
 
 
 def logged(project: Project) -> str:
@@ -350,89 +310,44 @@ def logged(project: Project) -> str:
 
 @pytest.fixture
 def user() -> collections.abc.Iterator[support.User]:
-    support.need("useradd", "chpasswd", root=True)
-    with support.temporary_user() as made:
+    support.need("useradd", "chpasswd", "sudo", root=True)
+    with support.temporary_user() as made, support.sudo_rule(made, password=True):
         yield made
 
 
-REFERENCE = 'std::create_environment_reference("THE_PASSWORD")'
-
-
-def deploy_as(
-    project: Project, via: str, directory: pathlib.Path, caplog: pytest.LogCaptureFixture
-) -> str:
-    """
-    Deploy a file through a context, and give the name of the user who owns it.
-    """
-    caplog.set_level(0)
-    path = directory / "made"
-    project.compile(
-        "import mitogen\nimport fs\n"
-        f'host = std::Host(name="there", os=std::linux, via={via})\n'
-        f'fs::File(host=host, path="{path}", content="x")'
-    )
-    project.deploy_resource("fs::File", change=const.Change.created)
-    return path.owner()
-
-
-def assert_is_nowhere(secret: str, project: Project, caplog: pytest.LogCaptureFixture) -> None:
-    """
-    The secret is in none of what the orchestrator stores, nor in the agent's log at any level.
-    """
-    exported = json.dumps([resource.serialize() for resource in project.resources.values()])
-    # A record's arguments count too: another handler may format all of them.
-    agent = "\n".join(repr(vars(record)) for record in caplog.records)
-    for text in (exported, logged(project), agent):
-        assert text
-        assert secret not in text
-
-
 @pytest.mark.needs_core(15)
-def test_a_sudo_password_given_as_a_reference_reaches_sudo_and_no_log(
-    project: Project,
-    mitogen_ssh_host: typing.Any,
-    user: support.User,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    support.need("sudo", root=True)
-    monkeypatch.setenv("THE_PASSWORD", user.password)
-    python = support.interpreter_for_everyone()
-    assert python is not None, "no interpreter that each user may run"
-    ssh = mitogen_ssh_host.model(username=user.name, python_path=[python])
-
-    with support.sudo_rule(user, password=True):
-        owner = deploy_as(
-            project,
-            f'mitogen::Sudo(username="root", password={REFERENCE}, via={ssh})',
-            user.home,
-            caplog,
-        )
-
-    assert owner == "root"
-    assert_is_nowhere(user.password, project, caplog)
-
-
-@pytest.mark.needs_core(15)
-def test_an_ssh_password_given_as_a_reference_reaches_ssh_and_no_log(
+def test_passwords_given_as_references_reach_ssh_and_sudo_and_no_log(
     project: Project,
     mitogen_ssh_host_factory: typing.Any,
     user: support.User,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(0)
     monkeypatch.setenv("THE_PASSWORD", user.password)
-    python = support.interpreter_for_everyone()
-    assert python is not None, "no interpreter that each user may run"
     server = mitogen_ssh_host_factory(
-        username=user.name, python_path=[python], password_authentication=True
+        username=user.name,
+        python_path=[support.interpreter_for_everyone()],
+        password_authentication=True,
     )
-    model = server.model(identity_file=None, identities_only=True)
-
-    owner = deploy_as(
-        project, model.removesuffix(")") + f", password={REFERENCE})", user.home, caplog
+    password = 'password=std::create_environment_reference("THE_PASSWORD")'
+    ssh = server.model(identity_file=None, identities_only=True).removesuffix(")")
+    path = user.home / "made"
+    project.compile(
+        "import mitogen\nimport fs\n"
+        f'via = mitogen::Sudo(username="root", {password}, via={ssh}, {password}))\n'
+        'host = std::Host(name="there", os=std::linux, via=via)\n'
+        f'fs::File(host=host, path="{path}", content="x")'
     )
 
-    assert owner == user.name
+    project.deploy_resource("fs::File", change=const.Change.created)
+
+    assert path.owner() == "root"
     assert f"Accepted password for {user.name}" in server.log()
-    assert_is_nowhere(user.password, project, caplog)
+    # It is in none of what the orchestrator stores, nor in the agent's log at any level. A record's
+    # arguments count too: another handler may format all of them.
+    exported = json.dumps([resource.serialize() for resource in project.resources.values()])
+    agent = "\n".join(repr(vars(record)) for record in caplog.records)
+    for text in (exported, logged(project), agent):
+        assert text
+        assert user.password not in text

@@ -1,11 +1,20 @@
 """
-What a real orchestrator, with its database and its agents, makes of the logs of remote calls.
+What a real orchestrator, with its database and its agents, makes of remote calls and their logs.
 """
 
-import sys
+import collections.abc
+import contextlib
+import json
+import pathlib
+import textwrap
 
 import pytest
-from orchestrator.deployment import Deployed, deploy, host
+
+import support
+from testbed.client import LogRecord, Resource
+from testbed.environments import Wheel, pip_settings
+from testbed.processes import no_orphans, working_directory
+from testbed.servers import Postgres, orchestrator
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -18,62 +27,153 @@ VALUES = {
     "bytes": r"b'\x00\xff'",
 }
 
-#: A module whose handler calls functions with odd values.
+#: Functions in files beside the handler.
+FUNCTIONS = {"good": "remote.probe", "needy": "needy.probe"}
+
+#: The files of a module whose handler calls functions with odd values, and functions of its own.
 MODULE = {
+    "setup.cfg": """
+        [metadata]
+        name = inmanta-module-probe
+        version = 1.0.0
+        license = Apache 2.0
+
+        [options]
+        include_package_data = True
+        packages = find_namespace:
+        install_requires = inmanta-module-mitogen
+    """,
+    "pyproject.toml": """
+        [build-system]
+        requires = ["setuptools>=65", "wheel"]
+        build-backend = "setuptools.build_meta"
+    """,
+    "MANIFEST.in": "recursive-include inmanta_plugins *.cf setup.cfg",
     "model/_init.cf": """
         import mitogen
 
-        entity Value extends std::PurgeableResource:
+        entity Probe extends std::PurgeableResource:
             string name
             string expression
         end
-        Value.host [1] -- std::Host
-        index Value(host, name)
-        implement Value using std::none
+        Probe.host [1] -- std::Host
+        index Probe(host, name)
+        implement Probe using std::none
     """,
-    "__init__.py": """
+    "inmanta_plugins/probe/__init__.py": """
+        import contextlib
         import copy
 
         import inmanta.agent.handler
         import inmanta.resources
         import inmanta_plugins.mitogen.abc
+        from inmanta_plugins.probe import needy, remote
 
 
-        @inmanta.resources.resource("odd::Value", agent="host.name", id_attribute="name")
-        class Value(inmanta_plugins.mitogen.abc.ResourceABC):
+        @inmanta.resources.resource("probe::Probe", agent="host.name", id_attribute="name")
+        class Probe(inmanta_plugins.mitogen.abc.ResourceABC):
             fields = ("name", "expression")
             name: str
             expression: str
 
 
-        @inmanta.agent.handler.provider("odd::Value", name="odd")
-        class ValueHandler(inmanta_plugins.mitogen.abc.HandlerABC[Value]):
+        @inmanta.agent.handler.provider("probe::Probe", name="probe")
+        class ProbeHandler(inmanta_plugins.mitogen.abc.HandlerABC[Probe]):
             def read_resource(self, ctx, resource):
                 value = eval(resource.expression)
-                self.proxy.remote_call(copy.copy, value)
-                try:
-                    self.proxy.remote_call(copy.copy, value, value, **{"a": value})
-                except Exception:
-                    ctx.info("Refused, as it should be")
+                if callable(value):
+                    ctx.info("Said: %(said)s", said=self.proxy.remote_call(value))
+                else:
+                    self.proxy.remote_call(copy.copy, value)
+                    with contextlib.suppress(Exception):
+                        self.proxy.remote_call(copy.copy, value, value, a=value)
                 raise inmanta.agent.handler.ResourcePurged()
 
             def create_resource(self, ctx, resource):
                 ctx.set_created()
     """,
+    "inmanta_plugins/probe/remote.py": """
+        from inmanta_plugins.probe import words
+
+        def probe():
+            try:
+                import inmanta
+            except ImportError:
+                return words.WITHOUT
+            return words.WITH
+    """,
+    "inmanta_plugins/probe/words.py": """
+        WITHOUT = "a host without inmanta"
+        WITH = "a host with inmanta"
+    """,
+    "inmanta_plugins/probe/needy.py": """
+        import inmanta.const
+
+        def probe():
+            return str(inmanta.const.Change.created)
+    """,
 }
+
+#: Of each resource, by its name, what became of it, and its log.
+Deployed = dict[str, tuple[Resource, list[LogRecord]]]
+
+
+def model(python: str) -> str:
+    """
+    Return the model: this machine, which runs calls with that interpreter, and its resources.
+    """
+    here = f'mitogen::Local(name="here", python_path=[{json.dumps(python)}])'
+    resources = [
+        f'probe::Probe(host=here, name="{name}", expression=r"{text}")'
+        for name, text in (VALUES | FUNCTIONS).items()
+    ]
+    host = f'here = std::Host(name="here", os=std::linux, via={here})'
+    return "\n".join(["import mitogen", "import probe", host, *resources, ""])
 
 
 @pytest.fixture(scope="module")
 def deployed() -> Deployed:
     """
-    What became of a resource for each of the values. Its handler has the value in the arguments and
-    in the result of a call, and in the arguments of a call that raises an exception.
+    What became of a resource for each value and function. Its agent installs the module, and this
+    one, from wheels. A value is in the arguments and in the result of a call, and in the arguments
+    of a call that raises an exception.
     """
-    values = [
-        f'odd::Value(host=here, name="{name}", expression=r"{text}")'
-        for name, text in VALUES.items()
-    ]
-    return deploy("odd", MODULE, "\n".join([host(sys.executable), *values, ""]))
+    python = support.interpreter_for_everyone()
+    assert python is not None
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(working_directory())
+        stack.enter_context(no_orphans())
+        write(directory / "source", MODULE)
+        wheels = [
+            Wheel(directory, source=directory / "source", name="inmanta-module-probe"),
+            Wheel(directory),
+        ]
+        database = stack.enter_context(Postgres(directory / "postgres"))
+        *_, built = [wheel.wait() for wheel in wheels]
+        server, project = stack.enter_context(
+            orchestrator(directory, database, pip_settings(built))
+        )
+        environment = server.client.create_environment("probe")
+        server.client.start_agents(environment, ["here"])
+        project.write(model(python), "inmanta-module-probe")
+        project.install()
+        project.export(server.client, environment)
+        count = len(VALUES | FUNCTIONS)
+        resources = server.client.wait(environment, count=count, timeout=120)
+        print(server.log_tails())
+        # Not from the environment of these tests.
+        assert list(server.directory.rglob(f"{built.name.split('-py3')[0]}.dist-info"))
+        return {each.value: (each, server.client.log(environment, each.id)) for each in resources}
+
+
+def write(directory: pathlib.Path, files: collections.abc.Mapping[str, str]) -> None:
+    """
+    Write files, given by their paths, without the indentation that their texts have in common.
+    """
+    for name, text in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text).lstrip())
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -100,3 +200,16 @@ def test_what_is_logged_of_an_odd_value_tells_what_it_was(
     _, log = deployed[name]
     first = next(record.call for record in log if record.call)
     assert told in str(first.args[0])
+
+
+def test_a_function_beside_its_handler_runs_on_a_host_without_inmanta(deployed: Deployed) -> None:
+    resource, log = deployed["good"]
+    assert resource.state == "deployed"
+    assert any("Said: a host without inmanta" in str(vars(record)) for record in log)
+
+
+def test_a_function_whose_file_needs_inmanta_says_what_to_do(deployed: Deployed) -> None:
+    resource, log = deployed["needy"]
+    assert resource.state == "failed"
+    told = " ".join(str(vars(record)) for record in log)
+    assert "imports inmanta, which" in told

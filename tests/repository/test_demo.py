@@ -3,6 +3,7 @@ The parts of the demo that need no orchestrator: what it takes for success, what
 it leaves nothing behind.
 """
 
+import dataclasses
 import io
 import os
 import pathlib
@@ -15,14 +16,14 @@ import psutil
 import pytest
 import rich.console
 
+import support
 from demo import scenario
 from demo.hosts import login_host
 from demo.show import Show
 from pytest_inmanta_mitogen import SshHost
 from testbed.client import LogRecord, Resource
-from testbed.environments import source_environment
 from testbed.processes import Interrupted, interruptible, no_orphans, start, working_directory
-from testbed.servers import Postgres, trouble
+from testbed.servers import trouble
 
 HOST = SshHost(username="me")
 HOST.port = 2222
@@ -81,108 +82,78 @@ def test_nothing_is_wrong_when_all_ended_as_told(
     assert problems(deployed, tmp_path) == ""
 
 
-def test_a_resource_that_failed_is_told(deployed: Deployed, tmp_path: pathlib.Path) -> None:
-    resource, log = deployed[0]
-    deployed[0] = Resource(resource.id, resource.type, resource.agent, "x", "failed"), log
-
-    assert problems(deployed, tmp_path) == "fs::File[this-machine] is failed, not deployed."
-
-
-def test_a_resource_that_is_not_there_is_told(deployed: Deployed, tmp_path: pathlib.Path) -> None:
-    assert "There are resources for" in problems(deployed[1:], tmp_path)
-
-
-def test_a_resource_without_logged_calls_is_told(
+def test_a_resource_that_is_missing_or_did_not_end_as_it_should_is_told(
     deployed: Deployed, tmp_path: pathlib.Path
 ) -> None:
-    deployed[3] = deployed[3][0], []
+    eof = LogRecord("ERROR", "deploy", "failed (exception: EofError('EOF on stream'))", {})
+    changed = [
+        (dataclasses.replace(deployed[1][0], state="failed"), deployed[1][1]),
+        (deployed[2][0], []),
+        *deployed[3:-1],
+        (deployed[-1][0], [eof]),
+    ]
 
-    assert problems(deployed, tmp_path) == "The log of fs::File[by-ssh] has no calls."
+    told = problems(changed, tmp_path).splitlines()
+
+    assert told[0].startswith("There are resources for")
+    assert told[1:] == [
+        "exec::Run[this-machine] is failed, not deployed.",
+        "The log of envfile::Variable[this-machine] has no calls.",
+        "The log of the file on no-python has no PythonNotFoundError.",
+    ]
 
 
-def test_another_error_than_the_missing_interpreter_is_told(
-    deployed: Deployed, tmp_path: pathlib.Path
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("by-ssh.txt", ""), ("by-ssh.ran", ""), ("by-ssh.env", ""), ("by-ssh.ran", "me")],
+)
+def test_what_is_not_on_disk_or_did_not_go_over_ssh_is_told(
+    deployed: Deployed, tmp_path: pathlib.Path, name: str, text: str
 ) -> None:
-    error = LogRecord("ERROR", "deploy", "failed (exception: EofError('EOF on stream'))", {})
-    deployed[-1] = deployed[-1][0], [error]
-
-    assert problems(deployed, tmp_path) == (
-        "The log of the file on no-python has no PythonNotFoundError."
-    )
-
-
-@pytest.mark.parametrize("name", ["by-ssh.txt", "by-ssh.ran", "by-ssh.env"])
-def test_a_file_that_is_not_on_disk_is_told(
-    deployed: Deployed, tmp_path: pathlib.Path, name: str
-) -> None:
-    (tmp_path / name).unlink()
+    (tmp_path / name).write_text(text)
 
     assert "by-ssh" in problems(deployed, tmp_path)
-
-
-def test_a_command_that_did_not_go_over_ssh_is_told(
-    deployed: Deployed, tmp_path: pathlib.Path
-) -> None:
-    (tmp_path / "by-ssh.ran").write_text("me\n")
-
-    assert "in another way" in problems(deployed, tmp_path)
 
 
 # What is shown
 
 
-def shown(deployed: Deployed, directory: str, width: int = 80) -> str:
+def shown(deployed: Deployed, width: int = 80) -> str:
     output = io.StringIO()
     show = Show(rich.console.Console(file=output, width=width))
     show.resources(
-        deployed, ways=scenario.WAYS, wanted_state=scenario.wanted_state, directory=directory
+        deployed, ways=scenario.WAYS, wanted_state=scenario.wanted_state, directory="/tmp/x"
     )
     return output.getvalue()
 
 
-def test_each_call_is_shown_with_its_arguments_and_result(deployed: Deployed) -> None:
+def test_calls_and_states_are_shown(deployed: Deployed) -> None:
+    name = "inmanta_plugins.envfile.remote.write_the_variables_of_a_file"
     log = [
         called("inmanta_mitogen.lexists", "/tmp/x/a.txt", result=False),
         called("os.chmod", "/tmp/x/a.txt", 0o644),
         called("inmanta_mitogen.put", "/tmp/x/a.txt", r"b'hello\n'"),
+        called("os.stat", "a [bold]x[/bold]"),
+        called(name, "x" * 200),
     ]
-    deployed[0] = deployed[0][0], log
+    deployed[0] = dataclasses.replace(deployed[0][0], state="skipped"), log
 
-    text = shown(deployed, "/tmp/x")
+    lines = shown(deployed).splitlines()
 
-    assert "lexists('…/a.txt') → False" in text
-    assert "os.chmod('…/a.txt', 0o644) → None" in text
-    assert r"put('…/a.txt', b'hello\n') → None" in text
-
-
-def test_the_name_of_a_function_is_never_cut(deployed: Deployed) -> None:
-    name = "inmanta_plugins.envfile.remote.write_the_variables_of_a_file"
-    deployed[0] = deployed[0][0], [called(name, "x" * 200)]
-
-    lines = shown(deployed, "/tmp/x", width=80).splitlines()
-
+    text = " ".join(" ".join(lines).split())
+    for wanted in (
+        "lexists('…/a.txt') → False",
+        "os.chmod('…/a.txt', 0o644) → None",
+        r"put('…/a.txt', b'hello\n') → None",
+        "os.stat('a [bold]x[/bold]')",
+        "skipped, not deployed",
+        "failed as expected fs::File x",
+        "PythonNotFoundError: [Errno 2] No such python interpreter on host there",
+    ):
+        assert wanted in text
+    # The name of a function is never cut.
     assert any(name in line for line in lines)
     assert max(map(len, lines)) <= 80
-
-
-def test_an_expected_failure_is_called_that(deployed: Deployed) -> None:
-    text = " ".join(shown(deployed, "/tmp/x").split())
-
-    assert "failed as expected fs::File x" in text
-    assert "PythonNotFoundError: [Errno 2] No such python interpreter on host there" in text
-
-
-def test_an_unexpected_state_is_shown_with_the_one_that_was_wanted(deployed: Deployed) -> None:
-    resource, log = deployed[0]
-    deployed[0] = Resource(resource.id, resource.type, resource.agent, "x", "skipped"), log
-
-    assert "skipped, not deployed" in shown(deployed, "/tmp/x")
-
-
-def test_square_brackets_in_a_log_are_shown_as_they_are(deployed: Deployed) -> None:
-    deployed[0] = deployed[0][0], [called("os.stat", "a [bold]x[/bold]")]
-
-    assert "os.stat('a [bold]x[/bold]')" in shown(deployed, "/tmp/x")
 
 
 def test_of_a_log_the_warnings_and_errors_are_shown_with_their_tracebacks() -> None:
@@ -203,31 +174,16 @@ ValueError
 # What is left behind
 
 
-def gone(pid: int) -> bool:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        if not psutil.pid_exists(pid):
-            return True
-        time.sleep(0.01)
-    return False
-
-
-def pid_in(path: pathlib.Path) -> int:
-    deadline = time.monotonic() + 20
-    while not (path.exists() and path.read_text().endswith("\n")):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return int(path.read_text())
-
-
 def test_a_daemon_and_the_directory_end_with_the_one_that_started_them() -> None:
     with working_directory() as directory, no_orphans(patience=0.2):
-        script = f"setsid sh -c 'trap \"\" TERM; echo $$ > {directory}/pid; sleep 1000' & exit"
+        file = directory / "pid"
+        script = f"setsid sh -c 'trap \"\" TERM; echo $$ > {file}; sleep 1000' & exit"
         start(["sh", "-c", script], log=directory / "log").wait()
-        pid = pid_in(directory / "pid")
+        support.wait_until(lambda: file.exists() and file.read_text().endswith("\n"), "it runs")
+        pid = int(file.read_text())
         assert psutil.pid_exists(pid)
 
-    assert gone(pid)
+    support.wait_until(lambda: not psutil.pid_exists(pid), "the daemon is gone")
     assert not directory.exists()
 
 
@@ -253,32 +209,6 @@ def test_only_the_first_signal_interrupts(number: signal.Signals) -> None:
 
 
 # What it starts
-
-
-def test_an_orchestrators_environment_has_inmanta_but_no_modules(tmp_path: pathlib.Path) -> None:
-    python = source_environment(tmp_path / "env")
-    code = "import inmanta, importlib.util as u; print(u.find_spec('inmanta_plugins'))"
-
-    done = subprocess.run(
-        [python, "-c", code],
-        cwd=tmp_path,
-        env={name: text for name, text in os.environ.items() if name != "PYTHONPATH"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-
-    assert done.stdout == "None\n"
-
-
-def test_the_database_is_up_inside_and_gone_after() -> None:
-    before = set(psutil.Process().children())
-    with working_directory() as directory, no_orphans():
-        with Postgres(directory / "database") as database:
-            assert int(database.version.split(".")[0]) >= 16
-            assert list(pathlib.Path(database.host).glob(".s.PGSQL.*"))
-        assert not (directory / "database").exists()
-        assert not set(psutil.Process().children()) - before
 
 
 def test_the_login_host_runs_commands_for_whoever_has_its_key() -> None:
