@@ -10,24 +10,21 @@ import sys
 import sysconfig
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-NOT_SOURCES = shutil.ignore_patterns(
-    ".*", "__pycache__", "build", "dist", "*.egg-info", "docs", "tests", "demo"
-)
+NOT_SOURCES = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "_build", "*.egg-info")
+PIP = (sys.executable, "-m", "pip", "-q", "--disable-pip-version-check")
 
 
-def run(
-    *command: object, cwd: pathlib.Path, **variables: str
-) -> "subprocess.CompletedProcess[str]":
+def run(*command: object, cwd: pathlib.Path, **variables: str) -> str:
     """
     Run a command, away from the checkout's own packages.
 
     :param command: the program and its arguments
     :param cwd: where to run it
     :param variables: added to the environment
-    :return: what came of it; its stdout has stderr too
+    :return: all that it printed
     """
     environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run(
+    done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
         env={**environment, **variables},
@@ -36,28 +33,32 @@ def run(
         stderr=subprocess.STDOUT,
         text=True,
     )
+    assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}"
+    return done.stdout
 
 
-def environment(directory: pathlib.Path, *requirements: object) -> pathlib.Path:
+def copy_sources(target: pathlib.Path) -> pathlib.Path:
     """
-    Make a virtual environment that has this module, as a wheel, and all that the tests have.
+    Copy the checkout, as a build leaves files among the sources.
+    """
+    return pathlib.Path(shutil.copytree(ROOT, target, ignore=NOT_SOURCES))
 
-    :param directory: an empty directory
-    :param requirements: what to install there too, as pip takes it
+
+def environment(directory: pathlib.Path, *requirement: object) -> pathlib.Path:
+    """
+    Make a virtual environment that has this module, and all that the tests have.
+
+    :param directory: a directory for it
+    :param requirement: how pip gets this module, by default as a wheel of the sources
     :return: its Python
     """
-    made = run(sys.executable, "-m", "venv", "--without-pip", directory / "venv", cwd=directory)
-    assert made.returncode == 0, made.stdout
+    run(sys.executable, "-m", "venv", "--without-pip", directory / "venv", cwd=directory)
     python = directory / "venv" / "bin" / "python"
     # Of an editable install only the environment that it is in reads the .pth file, so this module
     # itself is not to be had this way.
-    lib = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=directory)
-    path = pathlib.Path(lib.stdout.strip(), "tests.pth")
-    path.write_text(sysconfig.get_path("purelib") + "\n")
-    sources = directory / "mitogen"
-    shutil.copytree(ROOT, sources, ignore=NOT_SOURCES)
-    pip = (sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "--python", python)
-    options = ("install", "--no-deps", "--ignore-installed")
-    done = run(*pip, *options, sources, *requirements, cwd=directory)
-    assert done.returncode == 0, done.stdout
+    own = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=directory)
+    pathlib.Path(own.strip(), "tests.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    options = ("--python", python, "install", "--no-deps", "--ignore-installed")
+    what = requirement or [copy_sources(directory / "mitogen")]
+    run(*PIP, *options, *what, cwd=directory)
     return python

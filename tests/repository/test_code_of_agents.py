@@ -7,7 +7,6 @@ import pathlib
 import sys
 
 import installed
-import pytest
 
 HANDLER = """
 import inmanta.agent.handler
@@ -47,42 +46,22 @@ from inmanta_plugins.mitogen import Proxy
 
 context = {"method_name": "local", "python_path": [sys.executable, "-I"]}
 with Proxy(context) as proxy:
-    if sys.argv[2] == "beside":
-        pid, name, number = proxy.remote_call(inmanta_plugins.probe.on_host.here)
-        print(pid != os.getpid(), ascii(name), number)
-    else:
-        print(proxy.remote_call(inmanta_plugins.probe.in_the_package))
+    pid, name, number = proxy.remote_call(inmanta_plugins.probe.on_host.here)
+    print(pid != os.getpid(), ascii(name), number)
+    print(proxy.remote_call(inmanta_plugins.probe.in_the_package))
 """
 
 
-@pytest.fixture
-def code(tmp_path: pathlib.Path) -> pathlib.Path:
-    """
-    The directory of an agent that got a module's code: each file of it is a package.
-    """
+def test_functions_beside_a_handler_and_in_its_package_run_where_there_is_inmanta(
+    tmp_path: pathlib.Path,
+) -> None:
+    # An agent that got a module's code: each file of it is a package.
     for name, source in (("", HANDLER), ("on_host", ON_HOST), ("more", MORE)):
-        package = tmp_path / "code" / "probe" / "plugins" / name
+        package = tmp_path / "probe" / "plugins" / name
         package.mkdir(parents=True, exist_ok=True)
         (package / "__init__.py").write_text(source.lstrip(), encoding="latin-1")
-    return tmp_path / "code"
+    command = (sys.executable, "-c", PROGRAM, tmp_path)
 
+    printed = installed.run(*command, cwd=installed.ROOT, PYTHONPATH=str(installed.ROOT))
 
-def run(code: pathlib.Path, what: str) -> str:
-    done = installed.run(
-        sys.executable,
-        "-c",
-        PROGRAM,
-        code,
-        what,
-        cwd=installed.ROOT,
-        PYTHONPATH=str(installed.ROOT),
-    )
-    return done.stdout
-
-
-def test_a_function_in_a_file_beside_the_handler_runs_on_the_host(code: pathlib.Path) -> None:
-    assert run(code, "beside") == "True 'caf\\xe9' 42\n"
-
-
-def test_a_function_in_the_package_itself_runs_where_there_is_inmanta(code: pathlib.Path) -> None:
-    assert run(code, "package") == "1\n"
+    assert printed.splitlines() == ["True 'caf\\xe9' 42", "1"]

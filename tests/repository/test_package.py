@@ -2,47 +2,19 @@
 What is built from this folder is a complete inmanta module, however it is built and installed.
 """
 
-import collections.abc
 import concurrent.futures
 import configparser
-import os
 import pathlib
 import re
 import shutil
-import subprocess
 import sys
-import sysconfig
 import zipfile
 
+import installed
 import pytest
 import yaml
 from inmanta.module import ModuleV1Metadata, ModuleV2Metadata
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-NOT_SOURCES = shutil.ignore_patterns(
-    ".git", ".venv*", ".*cache*", "__pycache__", "build", "dist", "*.egg-info"
-)
-
-
-def run(*command: object, cwd: pathlib.Path | None = None) -> str:
-    """
-    Run a command and give all that it prints.
-    """
-    # The folder of the checkout is not for what is tested here.
-    environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [str(part) for part in command],
-        check=False,
-        cwd=cwd,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}"
-    return done.stdout
-
+from installed import PIP, ROOT, run
 
 # What the files say
 
@@ -87,12 +59,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """
     The sources in a folder of their own, named as the module must be on a V1 module path.
     """
-    copy = tmp_path_factory.mktemp("libs") / "mitogen"
-    shutil.copytree(ROOT, copy, ignore=NOT_SOURCES)
-    return copy
+    return installed.copy_sources(tmp_path_factory.mktemp("libs") / "mitogen")
 
 
-PIP = (sys.executable, "-m", "pip", "-q", "--disable-pip-version-check")
 BUILDS: dict[str, tuple[str, ...]] = {
     "pip wheel": (*PIP, "wheel", "--no-deps", "--wheel-dir"),
     "inmanta module build": (sys.executable, "-m", "inmanta.app", "module", "build", "-o"),
@@ -116,7 +85,7 @@ def wheels(
         former = directory / "mitogen" / "build" / "lib" / "inmanta_plugins" / "mitogen"
         former.mkdir(parents=True)
         (former / "removed.py").touch()
-        run(*BUILDS[way], directory / "dist", directory / "mitogen")
+        run(*BUILDS[way], directory / "dist", directory / "mitogen", cwd=directory)
         (wheel,) = (directory / "dist").glob("*.whl")
         return wheel
 
@@ -178,90 +147,41 @@ host = std::Host(
 std::print(host.via.via.hostname)
 """
 
-Compile = collections.abc.Callable[..., str]
 
-
-@pytest.fixture
-def install(
-    tmp_path: pathlib.Path,
-) -> collections.abc.Callable[..., pathlib.Path]:
+def compiled(python: pathlib.Path, directory: pathlib.Path, modulepath: pathlib.Path) -> str:
     """
-    A function that installs this module into a new environment, which has all that it requires, and
-    gives the environment's Python.
+    Compile the model above in a new project.
     """
-
-    def make(*requirement: object) -> pathlib.Path:
-        run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
-        python = tmp_path / "venv" / "bin" / "python"
-        # What the environment of the tests has can be imported too, but for this module: the .pth
-        # file of its editable install is read in that environment only.
-        own = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
-        required = sysconfig.get_path("purelib")
-        pathlib.Path(own.strip(), "required.pth").write_text(f"{required}\n")
-        missing = (
-            "import importlib.util as u, sys; sys.exit(u.find_spec('inmanta_mitogen') is None)"
-        )
-        run(*PIP, "--python", python, "install", "--no-deps", "--ignore-installed", *requirement)
-        run(python, "-c", missing)
-        return python
-
-    return make
+    project = directory / "project"
+    (project / "libs").mkdir(parents=True)
+    metadata = {
+        "name": "test",
+        "modulepath": [str(modulepath), "libs"],
+        "downloadpath": "libs",
+        "pip": {"use_system_config": True},
+    }
+    (project / "project.yml").write_text(yaml.safe_dump(metadata))
+    (project / "main.cf").write_text(MODEL)
+    return run(python, "-m", "inmanta.app", "-vv", "compile", cwd=project)
 
 
-@pytest.fixture
-def compile_model(tmp_path: pathlib.Path) -> Compile:
-    """
-    A function that compiles the model above in a project of its own.
-    """
-
-    def compile_it(python: pathlib.Path, modulepath: pathlib.Path | None = None) -> str:
-        project = tmp_path / "project"
-        (project / "libs").mkdir(parents=True)
-        metadata = {
-            "name": "test",
-            "modulepath": ["libs"] if modulepath is None else [str(modulepath), "libs"],
-            "downloadpath": "libs",
-            "pip": {"use_system_config": True},
-        }
-        (project / "project.yml").write_text(yaml.safe_dump(metadata))
-        (project / "main.cf").write_text(MODEL)
-        return run(python, "-m", "inmanta.app", "-vv", "compile", cwd=project)
-
-    return compile_it
-
-
-def test_a_model_compiles_with_the_wheel_installed(
-    wheels: dict[str, pathlib.Path],
-    install: collections.abc.Callable[..., pathlib.Path],
-    compile_model: Compile,
+def test_the_installed_wheel_has_priority_over_a_checkout_on_the_v1_module_path(
+    wheels: dict[str, pathlib.Path], checkout: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    python = install(wheels["pip wheel"])
+    other = pathlib.Path(shutil.copytree(checkout, tmp_path / "libs" / "mitogen"))
+    assert (other / "module.yml").exists()
+    (other / "model" / "_init.cf").write_text("no model")
+    python = installed.environment(tmp_path, wheels["pip wheel"])
 
-    assert "192.0.2.1" in compile_model(python)
+    assert "192.0.2.1" in compiled(python, tmp_path, other.parent)
 
     program = "import inmanta_plugins.mitogen as m; print(m.__file__)"
-    where = run(python, "-c", program, cwd=python.parent)
-    assert str(python.parent.parent) in where
-
-
-def test_a_checkout_on_the_v1_module_path_gives_way_to_the_installed_wheel(
-    wheels: dict[str, pathlib.Path],
-    checkout: pathlib.Path,
-    install: collections.abc.Callable[..., pathlib.Path],
-    compile_model: Compile,
-) -> None:
-    assert (checkout / "module.yml").exists()
-
-    printed = compile_model(install(wheels["pip wheel"]), checkout.parent)
-
-    assert "192.0.2.1" in printed
+    assert str(python.parent.parent) in run(python, "-c", program, cwd=python.parent)
 
 
 def test_an_editable_install_is_found_beside_itself_on_the_v1_module_path(
-    checkout: pathlib.Path,
-    install: collections.abc.Callable[..., pathlib.Path],
-    compile_model: Compile,
+    checkout: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    printed = compile_model(install("-e", checkout), checkout.parent)
+    python = installed.environment(tmp_path, "-e", checkout)
 
-    assert "192.0.2.1" in printed
+    assert "192.0.2.1" in compiled(python, tmp_path, checkout.parent)

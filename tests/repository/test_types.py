@@ -4,6 +4,7 @@ A type checker knows, for those who build on this module, what each method gives
 
 import collections.abc
 import re
+import subprocess
 import sys
 
 import installed
@@ -102,7 +103,9 @@ def found(
     lines = PREAMBLE.splitlines() + [f"        {each}" for each in expressions]
     (directory / "handler.py").write_text("\n".join(lines) + "\n")
     command = (sys.executable, "-m", "mypy", "--strict", "--python-executable", python)
-    mypy = installed.run(*command, "--no-pretty", "handler.py", cwd=directory)
+    mypy = subprocess.run(
+        [*command, "--no-pretty", "handler.py"], cwd=directory, capture_output=True, text=True
+    )
 
     said: dict[str, str] = {}
     for number, text in re.findall(r"^handler\.py:(\d+): (.*)$", mypy.stdout, re.M):
