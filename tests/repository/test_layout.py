@@ -13,6 +13,7 @@ import mitogen.master
 import mitogen.parent
 import mitogen.ssh
 import pytest
+from mitogen.master import Router
 
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGE = ROOT / "inmanta_plugins/mitogen"
@@ -35,9 +36,9 @@ def parameters(function: collections.abc.Callable[..., object]) -> list[str]:
 
 
 @pytest.fixture
-def router() -> collections.abc.Iterator[mitogen.master.Router]:
+def router() -> collections.abc.Iterator[Router]:
     broker = mitogen.master.Broker(install_watcher=False)
-    router = mitogen.master.Router(broker)
+    router = Router(broker)
     yield router
     broker.shutdown()
     broker.join()
@@ -93,7 +94,7 @@ def test_each_private_name_of_mitogen_is_one_whose_form_is_tested() -> None:
     assert used == {name for _, name in FUNCTIONS} | MADE_WITH_A_ROUTER.keys()
 
 
-core, parent, master = mitogen.core, mitogen.parent, mitogen.master
+core, parent = mitogen.core, mitogen.parent
 
 #: Functions of modules and classes, with the names of their parameters.
 FUNCTIONS: dict[tuple[object, str], str] = {
@@ -101,10 +102,10 @@ FUNCTIONS: dict[tuple[object, str], str] = {
     (core.Side, "_on_fork"): "",
     (core, "_signals"): "obj signal",
     (parent, "_proxy_connect"): "name method_name kwargs econtext",
-    (master.Router, "_connect"): "self klass kwargs",
-    (master.Router, "_async_route"): "self msg in_stream",
-    (master.Router, "_on_respondent_disconnect"): "self context",
-    (master.ModuleResponder, "_on_get_module"): "self msg",
+    (Router, "_connect"): "self klass kwargs",
+    (Router, "_async_route"): "self msg in_stream",
+    (Router, "_on_respondent_disconnect"): "self context",
+    (mitogen.master.ModuleResponder, "_on_get_module"): "self msg",
     (parent.RouteMonitor, "_on_add_route"): "self msg",
     (parent.RouteMonitor, "_on_del_route"): "self msg",
     (parent.Connection, "_fail_connection"): "self exc",
@@ -125,9 +126,6 @@ def test_connections_of_the_installed_mitogen_have_what_is_overridden() -> None:
     source = inspect.getsource(connection._first_stage)
     for part in ("R,W=os.pipe()", "os.write(1,'MITO000", "f=os.fdopen(W", "os.close(2)"):
         assert part in source
-
-
-Router = mitogen.master.Router
 
 
 def bootstrap(router: Router) -> mitogen.parent.BootstrapProtocol:
