@@ -155,20 +155,27 @@ def note(name: str, extra: str = "", text: str = "noted") -> str:
     return f'probe::Note(host=host, path="DIR/{name}", text="{text}", purged=false{extra})'
 
 
+def there(host: SshHost) -> str:
+    return f'host = std::Host(name="there", os=std::linux, via={host.model()})'
+
+
 # Connections
 
 
-def test_resources_of_an_agent_share_the_connection_to_a_context(
+def test_resources_of_an_agent_share_the_connection_to_a_context_and_survive_a_reboot(
     agent: Agent, host: SshHost, tmp_path: pathlib.Path
 ) -> None:
     agent.define()
-    agent.compile(
-        f'host = std::Host(name="there", os=std::linux, via={host.model()})', note("a"), note("b")
-    )
+    agent.compile(there(host), note("a"), note("b"))
     one, other = agent.deploy("a"), agent.deploy("b")
     assert one.proxy is other.proxy
     assert host.logins() == 1
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == "noted"
+    host.restart()
+    connection = support.connection_of(one.proxy)
+    support.wait_until(lambda: not connection.alive, "the connection is lost")
+    assert agent.deploy("a").proxy is one.proxy
+    assert agent.state() is const.ResourceState.deployed
 
 
 def test_another_context_or_another_agent_gets_another_connection(agent: Agent) -> None:
@@ -198,95 +205,47 @@ def test_what_leaves_the_cache_is_disconnected(agent: Agent) -> None:
     support.wait_until(lambda: support.is_gone(interpreter), "the interpreter is gone")
 
 
-def test_a_host_that_rebooted_between_two_deploys_costs_no_failure(
+def test_a_host_that_cannot_be_reached_fails_only_its_own_resources_until_it_is_back(
     agent: Agent, host: SshHost
 ) -> None:
     agent.define()
-    agent.compile(f'host = std::Host(name="there", os=std::linux, via={host.model()})', note("a"))
-    first = agent.deploy("a").proxy
-    assert agent.state() is const.ResourceState.deployed
-    host.restart()
-    connection = support.connection_of(first)
-    support.wait_until(lambda: not connection.alive, "the connection is lost")
-    second = agent.deploy("a").proxy
-    assert agent.state() is const.ResourceState.deployed
-    assert second is first
-
-
-def test_a_host_that_cannot_be_reached_fails_its_resources_and_no_other(agent: Agent) -> None:
-    agent.define()
-    agent.compile(
-        HERE,
-        note("a"),
-        note(
-            "b",
-            f', via=mitogen::Ssh(name="gone", hostname="127.0.0.1", port={support.free_port()})',
-        ),
-    )
+    agent.compile(HERE, note("a"), note("b", f", via={host.model()}"))
+    host.stop()
     for _ in range(2):
         agent.deploy("b")
         assert agent.state() is const.ResourceState.failed
-        assert "Cannot connect to gone" in agent.log
+        assert "Cannot connect to " in agent.log
         assert "AttributeError" not in agent.log
     agent.deploy("a")
     assert agent.state() is const.ResourceState.deployed
-
-
-def test_a_context_that_was_refused_is_tried_anew_by_the_next_deploy(
-    agent: Agent, host: SshHost
-) -> None:
-    agent.define()
-    agent.compile(f'host = std::Host(name="there", os=std::linux, via={host.model()})', note("a"))
-    host.stop()
-    agent.deploy("a")
-    assert agent.state() is const.ResourceState.failed
     host.start()
-    agent.deploy("a")
+    agent.deploy("b")
     assert agent.state() is const.ResourceState.deployed
 
 
 # Logs
 
 
-def test_calls_are_logged_to_the_resource_at_hand_and_to_no_other(agent: Agent) -> None:
-    agent.define()
-    agent.compile(HERE, note("a"), note("b"))
-    proxy = agent.deploy("a").proxy
-    logger = proxy.logger
-    assert not isinstance(logger, inmanta.agent.handler.HandlerContext)
-    first = agent.ctx
-    assert called(first) == ["inmanta_mitogen.lexists", "inmanta_mitogen.put"]
-    agent.deploy("b")
-    assert called(agent.ctx) == called(first) == ["inmanta_mitogen.lexists", "inmanta_mitogen.put"]
-    assert agent.ctx is not first
-    assert proxy.logger is logger
-
-
-def called(ctx: inmanta.agent.handler.HandlerContext) -> list[str]:
-    """
-    The functions whose calls a resource's log tells of.
-    """
-    records = [line.to_dict()["kwargs"] for line in ctx.logs]
-    return [record["function"] for record in records if "function" in record]
-
-
-def test_the_previous_logger_of_the_proxy_is_known_to_the_handler(agent: Agent) -> None:
-    agent.define()
-    agent.compile(HERE, note("a"))
-    handler = agent.deploy("a")
-    assert handler.proxy_previous_logger is handler.proxy.logger
-
-
-def test_questions_of_a_type_are_sent_along_with_the_first_one(agent: Agent) -> None:
+def test_calls_are_logged_to_the_resource_at_hand_and_its_questions_are_sent_along(
+    agent: Agent,
+) -> None:
     agent.define()
     agent.compile(HERE, note("a"), note("b"), note("c"))
+    loggers = set()
     for name in "abc":
         (agent.directory / name).write_text("noted")
-        agent.deploy(name)
-        records = [line.to_dict()["kwargs"] for line in agent.ctx.logs]
-        marks = [record.get("prefetched") for record in records if "function" in record]
-        assert marks == [None, None if name == "a" else True]
+        handler = agent.deploy(name)
         assert agent.state() is const.ResourceState.deployed
+        records = [line.to_dict()["kwargs"] for line in agent.ctx.logs]
+        calls = [record for record in records if "function" in record]
+        functions = [call["function"] for call in calls]
+        assert functions == ["inmanta_mitogen.lexists", "inmanta_mitogen.read"]
+        marks = [call.get("prefetched") for call in calls]
+        assert marks == [None, None if name == "a" else True]
+        assert handler.proxy_previous_logger is handler.proxy.logger
+        loggers.add(handler.proxy.logger)
+    [logger] = loggers
+    assert not isinstance(logger, inmanta.agent.handler.HandlerContext)
 
 
 def test_an_override_of_get_proxy_may_name_the_context_as_it_likes(agent: Agent) -> None:
@@ -313,30 +272,23 @@ def test_an_override_of_get_proxy_may_name_the_context_as_it_likes(agent: Agent)
 # Bounded calls
 
 
-def test_a_handlers_call_timeout_holds_for_its_calls_and_no_others(agent: Agent) -> None:
-    agent.define(call_timeout=3)
+@pytest.mark.parametrize("own", [2.0, None])
+def test_calls_have_the_handlers_call_timeout_else_that_of_the_variable(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, own: float | None
+) -> None:
+    usual = 60.0 if own else 2.0
+    monkeypatch.setenv("INMANTA_MITOGEN_CALL_TIMEOUT", str(usual))
+    agent.define(call_timeout=own)
     agent.compile(HERE, note("a"), note("b", text="hangs"), note("c"))
     proxy = agent.deploy("a").proxy
-    assert proxy.call_timeout is None
+    assert proxy.call_timeout == usual
     agent.deploy("b")
     assert agent.state() is const.ResourceState.failed
-    assert "within 3 seconds (call_timeout)" in agent.log
-    assert proxy.call_timeout is None
+    assert "within 2.0 seconds (call_timeout)" in agent.log
+    assert proxy.call_timeout == usual
     # The interpreter that hangs is in nobody's way.
     assert agent.deploy("c").proxy is proxy
     assert agent.state() is const.ResourceState.deployed
-
-
-def test_without_one_of_its_own_a_handler_has_the_call_timeout_of_the_variable(
-    agent: Agent, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("INMANTA_MITOGEN_CALL_TIMEOUT", "3")
-    agent.define()
-    agent.compile(HERE, note("a"), note("b", text="hangs"))
-    assert agent.deploy("a").proxy.call_timeout == 3
-    agent.deploy("b")
-    assert agent.state() is const.ResourceState.failed
-    assert "within 3.0 seconds (call_timeout)" in agent.log
 
 
 # The context of a resource
