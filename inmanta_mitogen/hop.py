@@ -5,6 +5,7 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
 import zlib
 from typing import Any, Dict, List, Match
 
@@ -80,6 +81,22 @@ WAITING = "it waits after: "
 _VERSION = re.compile(rb"\[\[Python (\d[\d.]{1,20})\]\]")
 _PROMPT = re.compile(b"assword: ?$")
 _ENCODED = re.compile("[A-Za-z0-9+/]{200,}={0,2}")
+
+
+_mitogens_popen = mitogen.parent.popen
+
+
+def _popen(preexec_fn: Any = None, **options: Any) -> Any:
+    """
+    As mitogen's own, which copies this whole process for a function to call in the child: Python's
+    own way to a session needs no copy.
+    """
+    if preexec_fn is os.setsid and not mitogen.parent._preexec_hook:
+        return subprocess.Popen(start_new_session=True, **options)
+    return _mitogens_popen(preexec_fn=preexec_fn, **options)
+
+
+mitogen.parent.popen = _popen
 
 
 def _on_prompt(protocol: Any, line: bytes, match: Any) -> None:

@@ -155,6 +155,7 @@ MADE_WITH_A_ROUTER: dict[str, tuple[collections.abc.Callable[[Router], object], 
     "_trailer": (bootstrap, bytes),
     "_writer": (bootstrap, core.BufferedWriter),
     "_len": (lambda router: bootstrap(router)._writer, int),
+    "_preexec_hook": (lambda router: parent, type(None)),
 }
 
 
