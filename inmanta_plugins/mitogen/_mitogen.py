@@ -73,8 +73,9 @@ def prepare_host():  # type: () -> None
     installed (mitogen's own overrides can't say that: they would also keep the host from importing
     anything else). And which submodules there are is for the agent to say each time: a list of
     them, made at first use, would name what others may have. A module that nobody has is a
-    ModuleNotFoundError, as code with optional imports expects it (inmanta's own, for one); mitogen's
-    is a plain ImportError. At DEBUG, mitogen logs messages with their content, and so a Secret in it.
+    ModuleNotFoundError, as code with optional imports expects it, inmanta's own for one; mitogen's
+    is a plain ImportError. At DEBUG, mitogen logs messages with their content, and so a Secret in
+    it.
     """
     import logging
     import sys

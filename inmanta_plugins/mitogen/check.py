@@ -16,8 +16,8 @@ from typing import Any
 import inmanta_mitogen.facts
 import mitogen.core
 import mitogen.parent
-from inmanta_plugins.mitogen.connections import interpreters
 from inmanta_plugins.mitogen.connections.programs import starting
+from inmanta_plugins.mitogen.contexts.options import is_auto
 from inmanta_plugins.mitogen.errors import ConnectError, PythonNotFoundError, RemoteException
 from inmanta_plugins.mitogen.proxy import Proxy
 from inmanta_plugins.mitogen.texts import bounded_text, describe_hop, hops_of
@@ -129,7 +129,7 @@ def command_line(serialized_context: Mapping[str, Any], python: str) -> str:
 
 def _python_argv(hop: Mapping[str, Any], python: str) -> list[str]:
     given = hop.get("python_path")
-    if interpreters.is_auto(given):
+    if is_auto(given):
         return ["python3"]
     if given:
         return list(given) if isinstance(given, list | tuple) else [str(given)]

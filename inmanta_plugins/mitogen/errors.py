@@ -16,7 +16,13 @@ from typing import Any, TypeVar, cast
 
 import mitogen.core
 from inmanta_plugins.mitogen.settings import LONGEST_DETAIL
-from inmanta_plugins.mitogen.texts import bounded_text, describe_context, describe_hop
+from inmanta_plugins.mitogen.texts import (
+    address_of,
+    bounded_text,
+    describe_context,
+    describe_hop,
+    user_of,
+)
 
 README_NOTE = (
     "The README of the mitogen module, section 'Python on the host', tells how to choose the"
@@ -119,6 +125,10 @@ class Cause(enum.Enum):
     OTHER = "Read what came back; run the same command by hand from the agent to see it live."
 
 
+class HopLost(mitogen.core.StreamError):  # type: ignore[misc]  # mitogen is not typed
+    """The hop before the one to connect hung or went. Becomes a :class:`ConnectError`."""
+
+
 class ConnectError(mitogen.core.StreamError):  # type: ignore[misc]  # mitogen is not typed
     """
     A hop of a context could not be connected.
@@ -154,6 +164,24 @@ class ConnectError(mitogen.core.StreamError):  # type: ignore[misc]  # mitogen i
         # Not through mitogen's own Error.__init__, which takes '%' in a text for a format.
         Exception.__init__(
             self, f"Cannot connect to {self.where}: {detail.rstrip()}\n{cause.value}"
+        )
+
+    @classmethod
+    def of_hop(cls, hop: Mapping[str, object], cause: Cause, detail: str) -> "ConnectError":
+        """
+        Make one for a hop.
+
+        :param hop: The serialized context of the hop.
+        :param cause: As for the constructor, like `detail`.
+        """
+        return cls(
+            hop=describe_hop(hop),
+            method=str(hop["method_name"]),
+            address=address_of(hop),
+            user=user_of(hop),
+            cause=cause,
+            detail=detail,
+            where=describe_context(hop),
         )
 
     def __reduce__(self) -> tuple[object, ...]:

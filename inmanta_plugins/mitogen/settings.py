@@ -48,6 +48,23 @@ MAX_HOPS: Final = 64
 """The most hops of a context: how deep ``via`` may be nested."""
 LONGEST_DETAIL: Final = 8_000
 """How much an exception shows of what a host wrote, in characters."""
+SHOWN_LINES: Final = 12
+"""How many of the last lines that came back from a failed connection an exception shows."""
+LONGEST_SHOWN_LINE: Final = 500
+"""How much it shows of each, in characters."""
+LONGEST_REASON: Final = 1_000
+"""How much an exception shows of why a call was not answered, in characters."""
+LOGGED_DEPTH: Final = 60
+"""How deep logged values are nested: deeper than any log is read, and far from the recursion limits
+of Python and PostgreSQL."""
+MOST_ATTEMPTS: Final = 6
+"""How often a connection is tried that the server ends at once: it has too many at the moment."""
+PROBED: Final = 16
+"""How many interpreters are tried to find those of a host."""
+PROBED_SILENT: Final = 2
+"""How many of them may not answer within `PROBE_SECONDS`."""
+PROBE_OUTPUT: Final = 1500
+"""How much of what a failing interpreter printed comes back, from its end, in bytes."""
 
 # Limits on what a host may send
 
@@ -63,10 +80,42 @@ LOG_BURST: Final = 1_000
 """How many log records of a host are logged at once."""
 LOG_RATE: Final = 20
 """How many log records of a host are logged each second in the long run."""
+LOG_RESUME: Final = 100
+"""How many must be possible at once before logging goes on after records were dropped."""
+LONGEST_RECORD: Final = 8_192
+"""How much of the text of a log record is logged, in characters."""
+LONGEST_LOGGER_NAME: Final = 100
+"""How much of the name of its logger is logged, in characters."""
+MOST_BEFORE_CONNECTED: Final = 8 << 20
+"""What may come from a host before its Python runs, in bytes: banners, prompts, messages."""
+LONGEST_LINE: Final = 16 << 10
+"""What is kept of a line there, and of one on stderr, in bytes: its end."""
+MOST_TO_CONNECT: Final = 4 << 20
+"""What may wait to be sent to a host before its Python runs, in bytes."""
+STDERR_BURST: Final = 256 << 10
+"""What may come on the stderr of a connection at once, in bytes."""
+STDERR_RATE: Final = 4 << 10
+"""What may come on it in the long run, in bytes a second."""
+LONGEST_ROUTE: Final = 512
+"""The maximum size of a message about a context behind a host: digits, a colon and a name as long
+as mitogen allows, in bytes."""
+MOST_UNREAD: Final = 4 << 20
+"""The most that a host may have sent in one transfer and the agent not yet read, in bytes. A host
+that keeps to the window never gets near."""
+MESSAGE_COST: Final = 4096
+"""What each message of it counts beyond its data, in bytes."""
 ANSWER_MEMORY: Final = 512 << 20
 """The maximum memory of the values of one answer, estimated, in bytes."""
 ANSWER_SECONDS: Final = 30.0
 """The maximum processor time for reading one answer, in seconds."""
+LONGEST_REMOTE_ERROR: Final = 9_999
+"""How much of a remote exception's text is kept, in characters: as much as mitogen sends."""
+LARGEST_INT: Final = 2_000
+"""The maximum size of an int in an answer, in bytes: 4,800 digits, more than Python prints."""
+KEY_DEPTH: Final = 100
+"""How deep tuples may be nested in the key of a dict, or in a set."""
+KEY_PARTS: Final = 10_000
+"""How many parts they may have."""
 
 # Timeouts, in seconds
 
@@ -78,6 +127,11 @@ HOP_GRACE: Final = 5.0
 """How much longer than its own ``connect_timeout`` the answer of a hop may take."""
 HOP_LEAVE_TIMEOUT: Final = 5.0
 """How long the last user of a hop waits for the end of its interpreter."""
+LEAST_TIMEOUT: Final = 0.5
+"""What the last step of connecting gets when hardly anything of the connect_timeout is left."""
+PROBE_SECONDS: Final = 5
+"""How long one interpreter may take to tell its version. With `PROBED_SILENT` that hang, and the
+requested one hanging too, the answer is there after 15 s, half of the default connect_timeout."""
 LEAVE_TIMEOUT: Final = 0.5
 """How long an interpreter that is terminated may take to end by itself."""
 

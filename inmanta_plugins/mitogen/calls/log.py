@@ -13,9 +13,6 @@ from typing import Any
 import mitogen.core
 from inmanta_plugins.mitogen import settings
 
-# Deeper than any log is read, and far from the recursion limits of Python and PostgreSQL.
-_MAX_DEPTH = 60
-
 # 14000 bits are 4215 digits: Python refuses to write an int of more than 4300.
 _MAX_DECIMAL_BITS = 14_000
 
@@ -118,9 +115,17 @@ class _Shortener:
         if issubclass(kind, int | float):
             return self._number(value)
         if issubclass(kind, list | tuple):
-            return self._array(value, depth + 1) if depth < _MAX_DEPTH else self._text("[...]")
+            return (
+                self._array(value, depth + 1)
+                if depth < settings.LOGGED_DEPTH
+                else self._text("[...]")
+            )
         if issubclass(kind, dict):
-            return self._object(value, depth + 1) if depth < _MAX_DEPTH else self._text("{...}")
+            return (
+                self._object(value, depth + 1)
+                if depth < settings.LOGGED_DEPTH
+                else self._text("{...}")
+            )
         return self._text(_repr(value, self._room + 1))
 
     def _text(self, text: str) -> str:

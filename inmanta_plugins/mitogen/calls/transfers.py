@@ -19,12 +19,6 @@ from inmanta_plugins.mitogen.calls.results import lost, nonsense, result_of
 from inmanta_plugins.mitogen.connections.hub import Connection
 from inmanta_plugins.mitogen.errors import NotDeliveredError, RemoteException
 
-# The most that a host may have sent and this end not yet looked at, and what each message costs
-# beyond its data, in bytes. A host that keeps to the window never gets near; one that does not
-# would fill the agent's memory.
-_FLOOD = 2 * host.WINDOW
-_MESSAGE_COST = 4096
-
 # What is on the way to a host whose first acknowledgement takes no longer than that, in bytes and
 # seconds. It need not be more there; and sshd (9.2) takes in all that there is before it passes
 # anything on, in a buffer whose growth to 2 MiB takes it 50 ms.
@@ -68,8 +62,8 @@ class Exchange:
 
     def _deliver(self, message: mitogen.core.Message) -> None:
         # On the broker's thread.
-        self._unread += len(message.data) + _MESSAGE_COST
-        if self._unread > _FLOOD:
+        self._unread += len(message.data) + settings.MESSAGE_COST
+        if self._unread > settings.MOST_UNREAD:
             if not self._flooded:
                 self._flooded = True
                 self._call.inbox.put(mitogen.core.Message.dead("too much at once"))
@@ -141,7 +135,7 @@ class Exchange:
         if not self._is_chunk(message):
             self._answer = message
             return None
-        self._unread -= len(message.data) + _MESSAGE_COST
+        self._unread -= len(message.data) + settings.MESSAGE_COST
         if self._call.overdue:
             raise self._call.time_out()
         return message.data

@@ -10,16 +10,13 @@ from inmanta_plugins.mitogen.connections import interpreters
 from inmanta_plugins.mitogen.errors import (
     Cause,
     ConnectError,
+    HopLost,
     PythonNotFoundError,
     combined,
     first_of_python_path,
 )
 from inmanta_plugins.mitogen.hosts.streams import NoisyError
-from inmanta_plugins.mitogen.texts import address_of, describe_context, describe_hop, user_of
-
-# How many of the last lines that came back an error shows, and how much of each.
-SHOWN_LINES = 12
-LONGEST_SHOWN_LINE = 500
+from inmanta_plugins.mitogen.settings import LONGEST_SHOWN_LINE, SHOWN_LINES
 
 # The words of programs (in the C locale, or untranslated in any) and of mitogen, as they stand in
 # one line. The last line that matches any wins. A host chooses what it says: no pattern may
@@ -146,10 +143,6 @@ _TRACED_FILE = re.compile(r'^\s{0,4}File "([^"]{1,400})/(\w{1,50})\.py"')
 _SOURCE = "sys.path=[p for p in sys.path"
 
 
-class HopLost(mitogen.core.StreamError):  # type: ignore[misc]  # mitogen is not typed
-    """The hop before the one to connect hung or went."""
-
-
 class _Said:
     """What came back from a connection that failed, in lines of bounded length."""
 
@@ -241,7 +234,7 @@ def diagnose(
     :param command: What was run to connect it.
     """
     error = _diagnose(hop, failure, probe, command)
-    if type(failure).__module__ == __name__ or isinstance(failure, NoisyError):
+    if isinstance(failure, HopLost | NoisyError):
         return error
     # Who catches mitogen's exceptions by their class goes on to catch them.
     error.__class__ = combined(type(error), type(failure))
@@ -253,15 +246,15 @@ def _diagnose(
 ) -> ConnectError | PythonNotFoundError:
     text = str(failure)
     if isinstance(failure, NoisyError):
-        return _connect_error(hop, Cause.OTHER, text)
+        return ConnectError.of_hop(hop, Cause.OTHER, text)
     if isinstance(failure, HopLost):
-        return _connect_error(hop, Cause.HOP_LOST, text)
+        return ConnectError.of_hop(hop, Cause.HOP_LOST, text)
     said = _Said(text)
     cause = said.cause()
     # What a local hop could not start is the interpreter: ask which ones are there.
     not_started = said.not_started and hop["method_name"] == "local"
     if cause not in (Cause.OTHER, Cause.PYTHON_FAILED) and not not_started:
-        return _connect_error(hop, cause, _with_advice(hop, said))
+        return ConnectError.of_hop(hop, cause, _with_advice(hop, said))
     # A search for an interpreter ("auto") that ended without one has reported already.
     report = interpreters.parse_report(text)
     if report is None:
@@ -272,11 +265,11 @@ def _diagnose(
         return error
     again = _Said(text)
     if again.cause() is not Cause.OTHER and cause is Cause.OTHER:
-        return _connect_error(hop, again.cause(), _with_advice(hop, again))
+        return ConnectError.of_hop(hop, again.cause(), _with_advice(hop, again))
     if again.lines and not said.lines and report is None:
         said = again
     shown = f"{said}\nThe command was: {command}" if command and cause is Cause.OTHER else str(said)
-    return _connect_error(hop, cause, shown)
+    return ConnectError.of_hop(hop, cause, shown)
 
 
 def _with_advice(hop: Mapping[str, object], said: _Said) -> str:
@@ -296,7 +289,7 @@ def too_old(hop: Mapping[str, object], program: str, version: str, found: str = 
     """
     needed = ".".join(map(str, interpreters.MINIMUM))
     detail = f"{program} is Python {version}, at least {needed} is needed"
-    return _connect_error(hop, Cause.PYTHON_TOO_OLD, f"{detail}; {found}" if found else detail)
+    return ConnectError.of_hop(hop, Cause.PYTHON_TOO_OLD, f"{detail}; {found}" if found else detail)
 
 
 def _from_report(
@@ -305,21 +298,21 @@ def _from_report(
     requested = report.requested
     found = interpreters.describe_found(report)
     program = requested.name or first_of_python_path(hop)
-    if requested.is_missing:
+    if report.is_missing:
         return PythonNotFoundError(hop, found=found, missing=program)
     if requested.status is interpreters.Status.TOO_OLD:
         return too_old(hop, program, str(requested.version), found)
     if requested.status is interpreters.Status.PERMISSION_DENIED:
         detail = f"the user may not execute {program}; {found}"
-        return _connect_error(hop, Cause.PYTHON_DENIED, detail)
+        return ConnectError.of_hop(hop, Cause.PYTHON_DENIED, detail)
     if requested.exit_status == 126 and hop["method_name"] == "sudo" and not report.found:
         detail = "sudo lets what it starts start no other programs (NOEXEC in sudoers)"
-        return _connect_error(hop, Cause.NOT_ALLOWED, detail)
+        return ConnectError.of_hop(hop, Cause.NOT_ALLOWED, detail)
     if requested.status is interpreters.Status.FAILED:
         output = _shown([line[:LONGEST_SHOWN_LINE] for line in requested.output.splitlines()])
         said = f" ({output})" if output else ""
         detail = f"{program} ended with status {requested.exit_status}{said}; {found}"
-        return _connect_error(hop, Cause.PYTHON_FAILED, detail)
+        return ConnectError.of_hop(hop, Cause.PYTHON_FAILED, detail)
     return None
 
 
@@ -331,19 +324,9 @@ def unprepared(hop: Mapping[str, object], failure: Exception) -> ConnectError:
     :param failure: What came of preparing it.
     """
     if isinstance(failure, mitogen.core.TimeoutError):
-        return _connect_error(hop, Cause.TIMEOUT, f"{_TIMED_OUT} Its Python runs, and is silent.")
+        return ConnectError.of_hop(
+            hop, Cause.TIMEOUT, f"{_TIMED_OUT} Its Python runs, and is silent."
+        )
     said = _Said(str(failure))
     cause = Cause.HOP_LOST if isinstance(failure, HopLost) else said.cause()
-    return _connect_error(hop, cause, str(said))
-
-
-def _connect_error(hop: Mapping[str, object], cause: Cause, detail: str) -> ConnectError:
-    return ConnectError(
-        hop=describe_hop(hop),
-        method=str(hop["method_name"]),
-        address=address_of(hop),
-        user=user_of(hop),
-        cause=cause,
-        detail=detail,
-        where=describe_context(hop),
-    )
+    return ConnectError.of_hop(hop, cause, str(said))

@@ -16,12 +16,11 @@ import pathlib
 import re
 from collections.abc import Iterator, Sequence
 
+from inmanta_plugins.mitogen import settings
+
 #: The oldest Python that runs the host's half of this module. (mitogen 0.3.45 to 0.3.54 themselves
 #: start on 2.7 and on 3.6 and newer, by their metadata and by trying.)
 MINIMUM = (3, 6)
-
-#: The ``python_path`` that stands for "the best one there is".
-AUTO = "auto"
 
 #: What an interpreter may be called, apart from ``python3.N``.
 UNVERSIONED_NAMES = ("python3", "python", "platform-python")
@@ -46,16 +45,6 @@ PLACES = (
 
 #: The same, below the user's home directory.
 HOME_PLACES = (".local/bin", ".pyenv/versions/*/bin", ".local/share/uv/python/*/bin")
-
-# How long one interpreter may take to tell its version, in seconds; how many that do not answer in
-# that time, and how many in all, are tried. With two that hang, and the requested one hanging too,
-# the answer is there after 15 s, half of mitogen's default connect_timeout.
-_PATIENCE = 5
-_MOST_SILENT = 2
-_MOST_TRIED = 16
-
-# How much of what a failing interpreter printed comes back, from its end, in bytes.
-_MOST_OUTPUT = 1500
 
 # Runs on any Python since 2.5. It imports what mitogen's first stages do and a build may lack (pty:
 # not in Debian's python3-minimal) and writes: rank, version, executable. The rank is 0 for one that
@@ -106,7 +95,7 @@ class Requested:
 
     :attr status: Whether it can be used, and if not, why.
     :attr name: The interpreter, which is not always the first element of the ``python_path``:
-        ``python9`` of ``["/usr/bin/env", "python9"]``. :data:`AUTO` after a search without success.
+        ``python9`` of ``["/usr/bin/env", "python9"]``. ``auto`` after a search without success.
     :attr version: Its version, as in ``"3.11.2"``; None unless the status is USABLE or TOO_OLD.
     :attr exit_status: What it ended with, as a shell counts (128 and more for a signal); None
         where it was not started.
@@ -118,11 +107,6 @@ class Requested:
     version: str | None = None
     exit_status: int | None = None
     output: str = ""
-
-    @property
-    def is_missing(self) -> bool:
-        """Whether there is no such interpreter, rather than one that can't be used."""
-        return self.status is Status.MISSING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,25 +150,8 @@ class Report:
 
     @property
     def is_missing(self) -> bool:
-        """See :attr:`Requested.is_missing`."""
-        return self.requested.is_missing
-
-    @property
-    def searched(self) -> tuple[str, ...]:
-        """The names and the places that were looked at."""
-        if not self.places:
-            return ()
-        return (UNVERSIONED_NAMES[0], *VERSIONED_NAMES, *UNVERSIONED_NAMES[1:], *self.places)
-
-
-def is_auto(python_path: object) -> bool:
-    """
-    :param python_path: The ``python_path`` of a context, or None.
-    :return: Whether it leaves the choice of the interpreter to the host.
-    """
-    if isinstance(python_path, str):
-        return python_path == AUTO
-    return isinstance(python_path, list | tuple) and list(python_path) == [AUTO]
+        """Whether there is no such interpreter, rather than one that can't be used."""
+        return self.requested.status is Status.MISSING
 
 
 def probe_command(python_path: Sequence[str]) -> list[str]:
@@ -275,7 +242,7 @@ def _requested(
         return None
     lines = [output.strip()] if output.strip() else []
     if kind == "failed" and ended_with in _GIVEN_UP:
-        lines.insert(0, f"no answer within {_PATIENCE} seconds, or killed")
+        lines.insert(0, f"no answer within {settings.PROBE_SECONDS} seconds, or killed")
     return Requested(_KINDS[kind], name, exit_status=ended_with, output="\n".join(lines))
 
 
@@ -333,10 +300,10 @@ def _settings() -> Iterator[str]:
     """Yield lines that set what the scripts have in capitals."""
     values = {
         "PYTHON_CODE": _PYTHON,
-        "PATIENCE": _PATIENCE,
-        "MOST_SILENT": _MOST_SILENT,
-        "MOST_TRIED": _MOST_TRIED,
-        "MOST_OUTPUT": _MOST_OUTPUT,
+        "PATIENCE": settings.PROBE_SECONDS,
+        "MOST_SILENT": settings.PROBED_SILENT,
+        "MOST_TRIED": settings.PROBED,
+        "MOST_OUTPUT": settings.PROBE_OUTPUT,
         "PLACES": ":".join(PLACES),
         "HOME_PLACES": ":".join(f"${{HOME-}}/{place}" for place in HOME_PLACES),
         "VERSIONED_NAMES": " ".join(VERSIONED_NAMES),

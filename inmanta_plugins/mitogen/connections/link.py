@@ -7,7 +7,6 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
 from typing import Any
 
 import inmanta_mitogen
@@ -17,31 +16,22 @@ import mitogen.core
 import mitogen.master
 import mitogen.parent
 from inmanta_plugins.mitogen import _mitogen
-from inmanta_plugins.mitogen.connections import interpreters
-from inmanta_plugins.mitogen.connections.diagnosis import (
-    HopLost,
-    diagnose,
-    too_old,
-    try_again,
-    unprepared,
-)
 from inmanta_plugins.mitogen.connections.programs import (
     check_identity_file,
     mitogen_options,
     shown_command,
 )
-from inmanta_plugins.mitogen.errors import ConnectError, first_of_python_path
+from inmanta_plugins.mitogen.errors import ConnectError, HopLost, first_of_python_path
 from inmanta_plugins.mitogen.hosts.answers import UnreadableError, read_answer
 from inmanta_plugins.mitogen.hosts.router import AgentRouter
 from inmanta_plugins.mitogen.hosts.served import PREPARE_HOST
-from inmanta_plugins.mitogen.settings import HOP_GRACE, LEAVE_TIMEOUT
+from inmanta_plugins.mitogen.settings import (
+    HOP_GRACE,
+    LEAST_TIMEOUT,
+    MOST_ATTEMPTS,
+)
 
 Serialized = Mapping[str, object]
-
-# What is given to what comes last when hardly anything of the connect_timeout is left, in seconds.
-_LEAST_TIMEOUT = 0.5
-# How often a connection is tried that the server ends at once: it has too many at the moment.
-_MOST_ATTEMPTS = 6
 
 
 class Link:
@@ -77,12 +67,6 @@ class Link:
         if self._stream() is None:
             self._gone.set()  # it went before anyone listened
 
-    def _disown(self, context: mitogen.parent.Context) -> None:
-        """End a context that was connected after all, when nobody waited for it any more."""
-        with contextlib.suppress(mitogen.core.Error):  # the router may have ended first
-            self._adopt(context)
-            self.end(LEAVE_TIMEOUT)
-
     @property
     def is_too_old(self) -> bool:
         """Whether its Python can be a hop and nothing else: 2.7, as far as this is known."""
@@ -98,6 +82,8 @@ class Link:
         :raises ConnectError: Its Python is too old.
         """
         if self.is_too_old:
+            from inmanta_plugins.mitogen.connections.diagnosis import too_old
+
             raise too_old(hop, first_of_python_path(hop), self.context.python_version)
         # Before the order, so that the host has what it is told to load and need not ask for it.
         self.allow(inmanta_mitogen.dispatch.call)
@@ -108,6 +94,8 @@ class Link:
         timer: Any = None
 
         def fail(error: Exception) -> None:
+            from inmanta_plugins.mitogen.connections.diagnosis import unprepared
+
             self.failure = unprepared(hop, error)
             self.cut()
 
@@ -155,17 +143,22 @@ class Link:
         def start(**more: object) -> mitogen.parent.Context:
             return self._start(method, {**options, "connect_timeout": self._seconds_left(), **more})
 
-        for attempt in range(_MOST_ATTEMPTS):
+        for attempt in range(MOST_ATTEMPTS):
             try:
                 return start()
             except (mitogen.core.Error, OSError) as error:
                 failure = error
+            # Imported late: most connections work.
+            from inmanta_plugins.mitogen.connections.diagnosis import diagnose, try_again
+
             pause = random.uniform(0.5, 1) * 0.2 * 2**attempt  # noqa: S311  # no secret
             if not try_again(failure) or pause > self._seconds_left():
                 break
             time.sleep(pause)
 
         def probe() -> str:
+            from inmanta_plugins.mitogen.connections import interpreters
+
             requested = self._python_argv(method, options)
             if requested:
                 try:
@@ -178,7 +171,7 @@ class Link:
         raise diagnose(hop, failure, probe, shown_command(hop)) from None
 
     def _seconds_left(self) -> float:
-        return max(_LEAST_TIMEOUT, self._deadline - time.monotonic())
+        return max(LEAST_TIMEOUT, self._deadline - time.monotonic())
 
     def _python_argv(self, method: str, options: Mapping[str, object]) -> list[str]:
         """What mitogen starts for the interpreter; empty where only the hop before knows that."""
@@ -190,16 +183,12 @@ class Link:
         return list(argv) if isinstance(argv, list | tuple) else [str(argv)]
 
     def _start(self, method: str, options: dict[str, object]) -> mitogen.parent.Context:
-        def connect() -> mitogen.parent.Context:
-            if self.via is None:
-                return self.router.connect(method, **options)
-            deadline = _seconds(options) + HOP_GRACE
-            with self.via.serving(deadline) as via:
-                context = self.router.connect(method, via=via, **options)
-                context.python_version = via.connected_version
-                return context
-
-        return _undisturbed(connect, self._disown)
+        if self.via is None:
+            return self.router.connect(method, **options)
+        with self.via.serving(_seconds(options) + HOP_GRACE) as via:
+            context = self.router.connect(method, via=via, **options)
+            context.python_version = via.connected_version
+            return context
 
     @contextlib.contextmanager
     def serving(self, seconds: float) -> Iterator["_BoundedHop"]:
@@ -279,39 +268,6 @@ class Link:
 def _seconds(options: Mapping[str, object]) -> float:
     timeout = options.get("connect_timeout") or mitogen.parent.Options.connect_timeout
     return float(timeout)  # type: ignore[arg-type]  # a number, the context is valid
-
-
-def _undisturbed(
-    connect: Callable[[], mitogen.parent.Context],
-    disown: Callable[[mitogen.parent.Context], object],
-) -> mitogen.parent.Context:
-    """
-    Connect, and if that is interrupted end what comes of it.
-
-    Mitogen's broker goes on to connect when the thread that waits for it is interrupted, and then
-    nobody would know of the connection.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return connect()  # only the main thread gets a KeyboardInterrupt
-    outcome: Future[mitogen.parent.Context] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(connect())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    def undo(outcome: Future[mitogen.parent.Context]) -> None:
-        if outcome.exception() is None:
-            disown(outcome.result())
-
-    threading.Thread(target=run, name="inmanta-mitogen-connect", daemon=True).start()
-    try:
-        return outcome.result()
-    except BaseException as error:
-        if not (outcome.done() and outcome.exception() is error):
-            outcome.add_done_callback(undo)
-        raise
 
 
 class _BoundedHop:

@@ -7,10 +7,8 @@ from typing import Any
 
 import mitogen.core
 import mitogen.parent
-from inmanta_plugins.mitogen.connections import interpreters
-from inmanta_plugins.mitogen.contexts.options import SECRET_OPTIONS
+from inmanta_plugins.mitogen.contexts.options import SECRET_OPTIONS, is_auto
 from inmanta_plugins.mitogen.errors import Cause, ConnectError
-from inmanta_plugins.mitogen.texts import address_of, describe_context, describe_hop, user_of
 
 # The user's ssh configuration is read; this is what must not be taken from it. A terminal changes
 # what is sent, and who ends a connection that others share ends theirs. What the context has in its
@@ -34,7 +32,10 @@ def mitogen_options(hop: Mapping[str, object]) -> dict[str, Any]:
     for key in SECRET_OPTIONS & options.keys():
         # Masks itself wherever mitogen, here or on a hop, logs the arguments of a connection.
         options[key] = mitogen.core.Secret(options[key])
-    if interpreters.is_auto(options.get("python_path")):
+    if is_auto(options.get("python_path")):
+        # Imported late, as hardly any connection needs it.
+        from inmanta_plugins.mitogen.connections import interpreters
+
         options["python_path"] = interpreters.auto_command()
     if hop["method_name"] == "ssh":
         own = _SSH_ARGS if hop.get("via") else _SSH_ARGS + _SSH_ARGS_ON_AGENT
@@ -56,15 +57,8 @@ def check_identity_file(hop: Mapping[str, object]) -> None:
         return
     if os.path.exists(os.path.expanduser(str(path))):
         return
-    raise ConnectError(
-        hop=describe_hop(hop),
-        method=str(hop["method_name"]),
-        address=address_of(hop),
-        user=user_of(hop),
-        cause=Cause.AUTHENTICATION,
-        detail=f"the identity file {path} does not exist on the agent",
-        where=describe_context(hop),
-    )
+    detail = f"the identity file {path} does not exist on the agent"
+    raise ConnectError.of_hop(hop, Cause.AUTHENTICATION, detail)
 
 
 class _Bare(mitogen.parent.Connection):  # type: ignore[misc]  # mitogen is not typed

@@ -15,6 +15,15 @@ IMPLICIT_SSH_ARGS: Final = ["-o", "UserKnownHostsFile=/dev/null", "-o", "Passwor
 """The ``ssh_args`` of an implicit context."""
 
 
+def is_auto(python_path: object) -> bool:
+    """
+    Return whether a ``python_path`` leaves the choice of the interpreter to the host.
+
+    :param python_path: The ``python_path`` of a context, or None.
+    """
+    return python_path in ("auto", ["auto"], ("auto",))
+
+
 class Option(NamedTuple):
     """
     An option of a connection method.

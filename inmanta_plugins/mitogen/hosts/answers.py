@@ -16,19 +16,20 @@ from typing import Any
 
 import mitogen.core
 from inmanta_mitogen.dispatch import JSON_MARK, LARGEST_JSON
-from inmanta_plugins.mitogen.settings import ANSWER_MEMORY, ANSWER_SECONDS
+from inmanta_plugins.mitogen.settings import (
+    ANSWER_MEMORY,
+    ANSWER_SECONDS,
+    KEY_DEPTH,
+    KEY_PARTS,
+    LARGEST_INT,
+    LONGEST_REMOTE_ERROR,
+)
 from inmanta_plugins.mitogen.texts import bounded_text
 
-# As many as mitogen lets the text of a remote exception have.
-_ERROR_LENGTH = 9_999
-# An int of that many bytes has 4800 digits, more than Python prints.
-_INT_BYTES = 2_000
 # Roughly what CPython takes, on 64 bits.
 _EACH_COSTS = 40
 _EMPTY_COSTS: dict[type, int] = {dict: 64, list: 56, set: 216}
 _ENTRY_COSTS = 100
-_KEY_DEPTH = 100
-_KEY_PARTS = 10_000
 _CHECK_EVERY = 256
 
 
@@ -47,7 +48,7 @@ class _Global:
 def _call_error(text: object) -> mitogen.core.CallError:
     error = mitogen.core.CallError()
     # Not through its constructor, which takes '%' in a text for a format where it has arguments.
-    error.args = (bounded_text(str(text), _ERROR_LENGTH),)
+    error.args = (bounded_text(str(text), LONGEST_REMOTE_ERROR),)
     return error
 
 
@@ -139,7 +140,7 @@ class _Reader:
             depth += 1
             parts += len(level)
             self._pay(_EACH_COSTS * (1 + len(level)))
-            if depth > _KEY_DEPTH or parts > _KEY_PARTS:
+            if depth > KEY_DEPTH or parts > KEY_PARTS:
                 raise UnreadableError("a key in it is nested too deeply, or too large")
         return value
 
@@ -192,7 +193,7 @@ class _Reader:
         self._stack.pop()
 
     def _int(self, size: int) -> None:
-        if size > _INT_BYTES:
+        if size > LARGEST_INT:
             raise UnreadableError(f"a number in it has {size} bytes")
         self._stack.append(int.from_bytes(self._take(size), "little", signed=True))
 

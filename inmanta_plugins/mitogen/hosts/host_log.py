@@ -3,16 +3,17 @@
 import logging
 
 from inmanta_plugins.mitogen.hosts.streams import Allowance
-from inmanta_plugins.mitogen.settings import LOG_BURST, LOG_RATE
+from inmanta_plugins.mitogen.settings import (
+    LOG_BURST,
+    LOG_RATE,
+    LOG_RESUME,
+    LONGEST_LOGGER_NAME,
+    LONGEST_RECORD,
+)
 from inmanta_plugins.mitogen.texts import bounded_text
 
 LOGGER = logging.getLogger("inmanta_plugins.mitogen.host")
 """Gets what hosts log, at the level they log it at."""
-
-# Once it drops, it goes on for some seconds: each turn costs two more records.
-_RESUME = 100
-_LONGEST = 8_192
-_LONGEST_NAME = 100
 
 
 class ForwardedLog:
@@ -31,7 +32,7 @@ class ForwardedLog:
         if host not in self._allowances:
             self._allowances[host] = Allowance(LOG_BURST, LOG_RATE)
         allowance = self._allowances[host]
-        if (host in self._dropped and allowance.left < _RESUME) or not allowance.take():
+        if (host in self._dropped and allowance.left < LOG_RESUME) or not allowance.take():
             dropped = self._dropped[host] = self._dropped.get(host, 0) + 1
             if dropped == 1:
                 LOGGER.warning("%s: logs more than %d records a second: dropped.", name, LOG_RATE)
@@ -53,10 +54,10 @@ class ForwardedLog:
 
 def _parse(data: bytes) -> tuple[str, int, str]:
     # Four bytes a character at most.
-    parts = data[: 4 * _LONGEST].decode("utf-8", "replace").split("\0", 2)
+    parts = data[: 4 * LONGEST_RECORD].decode("utf-8", "replace").split("\0", 2)
     if len(parts) < 3:
-        return "?", logging.INFO, bounded_text("".join(parts), _LONGEST)
+        return "?", logging.INFO, bounded_text("".join(parts), LONGEST_RECORD)
     logger, level, text = parts
     number = int(level) if level.isdecimal() and len(level) <= 2 else logging.INFO
-    logger = bounded_text(logger, _LONGEST_NAME).replace("\n", " ")
-    return logger, min(number, logging.CRITICAL), bounded_text(text, _LONGEST)
+    logger = bounded_text(logger, LONGEST_LOGGER_NAME).replace("\n", " ")
+    return logger, min(number, logging.CRITICAL), bounded_text(text, LONGEST_RECORD)

@@ -7,7 +7,6 @@ contexts behind it that it was asked to connect. The first message that is anyth
 and a host that goes on with it is cut off.
 """
 
-import dataclasses
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -18,13 +17,10 @@ import mitogen.parent
 from inmanta_plugins.mitogen.hosts.host_log import ForwardedLog
 from inmanta_plugins.mitogen.hosts.served import Served, ServedModules
 from inmanta_plugins.mitogen.hosts.streams import guarded
-from inmanta_plugins.mitogen.settings import MOST_STRAYS
+from inmanta_plugins.mitogen.settings import LONGEST_ROUTE, MOST_STRAYS
 from inmanta_plugins.mitogen.texts import bounded_text
 
 LOGGER = logging.getLogger(__name__)
-
-# So many digits, a colon and a name of the length that mitogen allows.
-_MOST_ROUTE_BYTES = 512
 
 
 class QuietMessage(mitogen.core.Message):  # type: ignore[misc]  # mitogen is not typed
@@ -37,22 +33,25 @@ class QuietMessage(mitogen.core.Message):  # type: ignore[misc]  # mitogen is no
         )
 
 
-@dataclasses.dataclass
-class _Guest:
-    """What is known of the host at the other end of a stream."""
+class Guest:
+    """
+    What is known of the host at the other end of a stream.
 
-    id: int
-    name: str
-    connects: int = 0
-    """How many contexts it was asked to connect, itself or one behind it."""
-    blocks: list[range] = dataclasses.field(default_factory=list)
-    """The ids that it may give to them."""
-    routed: set[int] = dataclasses.field(default_factory=set)
-    """Those of them that it told of."""
-    served: Served = dataclasses.field(default_factory=Served)
-    strays: int = 0
-    logged: bool = False
-    cut: bool = False
+    :attr connects: How many contexts it was asked to connect, itself or one behind it.
+    :attr blocks: The ids that it may give to them.
+    :attr routed: Those of them that it told of.
+    """
+
+    def __init__(self, id: int, name: str) -> None:
+        self.id = id
+        self.name = name
+        self.connects = 0
+        self.blocks: list[range] = []
+        self.routed: set[int] = set()
+        self.served = Served()
+        self.strays = 0
+        self.logged = False
+        self.cut = False
 
 
 class _AllowingChain(mitogen.parent.CallChain):  # type: ignore[misc]  # mitogen is not typed
@@ -86,7 +85,7 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
     context_class = AgentContext
 
     def __init__(self, broker: mitogen.master.Broker, max_message_size: int) -> None:
-        self._guests: dict[mitogen.core.Stream, _Guest] = {}
+        self._guests: dict[mitogen.core.Stream, Guest] = {}
         super().__init__(broker, max_message_size=max_message_size)
         self.forwarded = ForwardedLog()
         self.served = ServedModules(self)
@@ -145,7 +144,7 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
         guest = self._guests.get(self.stream_by_id(context.context_id))
         return guest is None or self.served.allow(guest, context, function)
 
-    def _new_behind(self, guest: _Guest, answer: object) -> tuple[int, str]:
+    def _new_behind(self, guest: Guest, answer: object) -> tuple[int, str]:
         if not isinstance(answer, dict):
             raise mitogen.core.StreamError(f"{guest.name} answered nonsense when it was to connect")
         if isinstance(answer.get("msg"), str):
@@ -161,7 +160,7 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
 
     def register(self, context: mitogen.parent.Context, stream: mitogen.core.Stream) -> None:
         """As mitogen's own, which calls it for each connection that is complete."""
-        guest = _Guest(context.context_id, context.name or str(context.context_id))
+        guest = Guest(context.context_id, context.name or str(context.context_id))
         self._guests[stream] = guest
         super().register(context, stream)
         mitogen.core.listen(stream, "disconnect", lambda: self._on_gone(stream))
@@ -238,7 +237,7 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
         self,
         msg: mitogen.core.Message,
         stream: mitogen.core.Stream,
-        guest: _Guest,
+        guest: Guest,
         trouble: str,
     ) -> None:
         if msg.reply_to and not msg.is_dead and not guest.strays > MOST_STRAYS:
@@ -253,7 +252,7 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
         self._count_stray(stream, guest, trouble)
 
     def _count_stray(
-        self, stream: mitogen.core.Stream, guest: _Guest, what: str, *, log: bool = True
+        self, stream: mitogen.core.Stream, guest: Guest, what: str, *, log: bool = True
     ) -> None:
         guest.strays += 1
         if log and not guest.logged:
@@ -270,7 +269,7 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
             )
             self.broker.defer(stream.on_disconnect, self.broker)
 
-    def guest_of(self, msg: mitogen.core.Message) -> _Guest | None:
+    def guest_of(self, msg: mitogen.core.Message) -> Guest | None:
         """
         :param msg: A message that was received.
         :return: The host at the other end of the stream on which it came.
@@ -282,10 +281,10 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
             guest = self.guest_of(msg)
             if guest is None or msg.is_dead:
                 return
-            number, _, name = msg.data[:_MOST_ROUTE_BYTES].partition(b":")
+            number, _, name = msg.data[:LONGEST_ROUTE].partition(b":")
             target = int(number) if number.isdigit() and len(number) <= 10 else -1
             if (
-                len(msg.data) > _MOST_ROUTE_BYTES
+                len(msg.data) > LONGEST_ROUTE
                 or msg.src_id != guest.id
                 or not any(target in block for block in guest.blocks)
                 or not self._is_news(guest, target, adds=msg.handle == mitogen.core.ADD_ROUTE)
@@ -299,7 +298,7 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
 
         return on_route
 
-    def _is_news(self, guest: _Guest, target: int, *, adds: bool) -> bool:
+    def _is_news(self, guest: Guest, target: int, *, adds: bool) -> bool:
         """Return whether a context behind a host comes, which each does once, or ends."""
         if not adds:
             return target in self._stream_by_id

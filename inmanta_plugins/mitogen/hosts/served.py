@@ -13,7 +13,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import mitogen.core
 import mitogen.master
@@ -23,6 +23,9 @@ from inmanta_plugins.mitogen.hosts import answers, modules
 from inmanta_plugins.mitogen.hosts.modules import Module, lineage
 from inmanta_plugins.mitogen.settings import LARGEST_DATA_FILE, LONGEST_NAME, MOST_REFUSALS
 from inmanta_plugins.mitogen.texts import bounded_text
+
+if TYPE_CHECKING:
+    from inmanta_plugins.mitogen.hosts.router import AgentContext, AgentRouter, Guest
 
 LOGGER = logging.getLogger(__name__)
 
@@ -97,40 +100,6 @@ class Served:
         """How often something that it got was changed on the agent since."""
 
 
-class Host(Protocol):
-    """A host that is served."""
-
-    id: int
-    name: str
-    served: Served
-
-
-class ServingRouter(Protocol):
-    """The router whose hosts are served, as far as serving needs it."""
-
-    responder: Any
-    add_handler: Any
-    route: Any
-    stream_by_id: Any
-    context_by_id: Any
-
-    def guest_of(self, msg: mitogen.core.Message) -> Host | None:
-        """Return the host that a message came from."""
-        ...
-
-    def stray(self, host: int, what: str, *, log: bool = True) -> None:
-        """Count a message that a host should not have sent."""
-        ...
-
-
-class ServedContext(Protocol):
-    """A context that functions are called in."""
-
-    context_id: int
-    changes_before: int | None
-    """The changes of its host at the first call in it."""
-
-
 class _OnlyMitogen(mitogen.core.ImportPolicy):  # type: ignore[misc]  # mitogen is not typed
     """What comes along with a module of mitogen's."""
 
@@ -148,7 +117,7 @@ class ServedModules:
     :param router: The router whose hosts are served.
     """
 
-    def __init__(self, router: ServingRouter) -> None:
+    def __init__(self, router: "AgentRouter") -> None:
         self._router = router
         self._lock = threading.RLock()
         router.responder.policy = _OnlyMitogen()
@@ -158,7 +127,9 @@ class ServedModules:
         ):
             router.add_handler(handler, handle=handle, overwrite=True)
 
-    def allow(self, host: Host, context: "ServedContext", function: Callable[..., object]) -> bool:
+    def allow(
+        self, host: "Guest", context: "AgentContext", function: Callable[..., object]
+    ) -> bool:
         """
         Let a host have what a function needs.
 
@@ -185,7 +156,7 @@ class ServedModules:
                     self._send_ahead(host, one)
         return True
 
-    def _allow(self, host: Host, names: Iterable[str], *also_to: int) -> None:
+    def _allow(self, host: "Guest", names: Iterable[str], *also_to: int) -> None:
         served = host.served
         new = {name for name in names if name.split(".")[0] not in _NEVER} - served.allowed
         served.allowed |= new
@@ -196,14 +167,14 @@ class ServedModules:
             if module is not None:
                 self._send(host, module, *also_to)
 
-    def _send_changed(self, host: Host) -> None:
+    def _send_changed(self, host: "Guest") -> None:
         for name, old in list(host.served.sent.items()):
             module = modules.find(name)
             if module is not None and module is not old:
                 host.served.changes += 1
                 self._send(host, module)
 
-    def _send_ahead(self, host: Host, name: str) -> None:
+    def _send_ahead(self, host: "Guest", name: str) -> None:
         """Send a module, and before it what is certainly imported with it from its package."""
         served = host.served
         module = modules.find(name) if name in served.allowed else None
@@ -216,7 +187,7 @@ class ServedModules:
                 self._send_ahead(host, one)
         self._send(host, module)
 
-    def _send(self, host: Host, module: Module, *also_to: int) -> None:
+    def _send(self, host: "Guest", module: Module, *also_to: int) -> None:
         served = host.served
         served.sent[module.name] = module
         self._allow(host, module.imports)
@@ -263,7 +234,7 @@ class ServedModules:
                 self._refuse(host, name)
                 self._route((name, None, None, None, ()), host.id)
 
-    def _send_mitogen(self, host: Host, name: str, msg: mitogen.core.Message) -> None:
+    def _send_mitogen(self, host: "Guest", name: str, msg: mitogen.core.Message) -> None:
         if name in self._router.stream_by_id(host.id).protocol.sent_modules:
             self._router.stray(host.id, "for a module that it has got already", log=False)
             return
@@ -294,7 +265,7 @@ class ServedModules:
                 served.data_files.add((package, name))
         self._router.route(_data_file((package, name), content, msg.src_id))
 
-    def _refuse(self, host: Host, name: str) -> None:
+    def _refuse(self, host: "Guest", name: str) -> None:
         served = host.served
         self._router.stray(host.id, "for modules that it may not have", log=False)
         if name in served.refused or len(served.refused) >= MOST_REFUSALS:

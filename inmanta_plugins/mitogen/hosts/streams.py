@@ -15,19 +15,16 @@ from typing import Any
 import mitogen.core
 import mitogen.parent
 from inmanta_mitogen import hop
+from inmanta_plugins.mitogen.settings import (
+    LONGEST_LINE,
+    MOST_BEFORE_CONNECTED,
+    MOST_TO_CONNECT,
+    STDERR_BURST,
+    STDERR_RATE,
+)
 
 LOGGER = logging.getLogger(__name__)
 
-MOST_BEFORE_CONNECTED = 8 * 1024 * 1024
-"""What may come from a host before its Python runs, in bytes: banners, prompts, messages."""
-LONGEST_LINE = 16 * 1024
-"""What is kept of a line there, and of one on stderr, in bytes: its end."""
-MOST_TO_CONNECT = 4 * 1024 * 1024
-"""What may wait to be sent to a host before its Python runs, in bytes."""
-STDERR_BURST = 256 * 1024
-"""What may come on the stderr of a connection at once, in bytes."""
-STDERR_RATE = 4 * 1024
-"""What may come on it in the long run, in bytes a second."""
 # Small reads are joined to pieces of this size: each costs some 40 bytes of its own.
 _PIECE = 4096
 # A line costs mitogen some 20 µs, and other hosts wait meanwhile.
