@@ -92,14 +92,6 @@ def test_contents_and_outputs_may_exceed_what_one_message_carries(
     assert trace.read_text() == "ran\n"
 
 
-def test_text_in_chunks_is_decoded_across_their_borders(
-    proxy: Proxy, tmp_path: pathlib.Path
-) -> None:
-    text = "a" + "é€😀\r\n" * (MIB // 8)
-    (tmp_path / "text").write_bytes(text.encode())
-    assert proxy.read(str(tmp_path / "text")) == text
-
-
 def test_files_without_a_size_are_read_to_their_end(proxy: Proxy, tmp_path: pathlib.Path) -> None:
     assert proxy.read("/proc/self/cmdline").split("\0")[0]
     proxy.get_file("/proc/version", tmp_path / "version")

@@ -329,13 +329,6 @@ def test_put_writes_through_symlinks_and_keeps_them(tmp_path: pathlib.Path, exis
     assert sorted(os.listdir(tmp_path / "a")) == ["file", "link"]
 
 
-def test_put_leaves_other_hard_links_their_old_content(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "file").write_bytes(b"old")
-    (tmp_path / "other").hardlink_to(tmp_path / "file")
-    put(str(tmp_path / "file"), b"new")
-    assert (tmp_path / "other").read_bytes() == b"old"
-
-
 @support.requires_root
 def test_put_replaces_a_read_only_file_for_its_owner(public: pathlib.Path) -> None:
     os.chown(public, ALICE, ALICE)

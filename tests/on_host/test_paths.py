@@ -3,11 +3,9 @@ No other user of a host decides what is written to.
 """
 
 import contextlib
-import errno
 import functools
 import os
 import pathlib
-import re
 import stat
 
 import pytest
@@ -128,48 +126,16 @@ def test_a_link_of_the_owner_of_a_shared_directory_is_followed(
 # Links that appear meanwhile
 
 
-@pytest.mark.parametrize("exists", [True, False])
-def test_a_link_planted_after_the_check_is_replaced_and_not_followed(
-    shared: pathlib.Path, victim: pathlib.Path, exists: bool
+def test_a_link_that_appears_meanwhile_is_replaced(
+    shared: pathlib.Path, victim: pathlib.Path
 ) -> None:
     file = shared / "file"
-    if exists:
-        file.write_bytes(b"old")
     with StagedWrite(str(file)) as write:
         write.write(b"new")
-        file.unlink(missing_ok=True)
         plant(file, victim)
         write.commit()
     assert not file.is_symlink()
     assert file.read_bytes() == b"new"
-    assert untouched(victim)
-
-
-def test_a_directory_that_is_swapped_for_a_link_is_not_left(
-    shared: pathlib.Path, victim: pathlib.Path
-) -> None:
-    (shared / "directory").mkdir()
-    with StagedWrite(str(shared / "directory" / "file")) as write:
-        write.write(b"new")
-        (shared / "directory").rename(shared / "away")
-        plant(shared / "directory", victim.parent)
-        write.commit()
-    assert (shared / "away" / "file").read_bytes() == b"new"
-    assert untouched(victim)
-
-
-def test_a_link_planted_before_it_is_written_in_place_is_not_followed(
-    shared: pathlib.Path, victim: pathlib.Path
-) -> None:
-    fifo = shared / "fifo"
-    os.mkfifo(fifo)
-    with StagedWrite(str(fifo)) as write:
-        write.write(b"stolen")
-        fifo.unlink()
-        plant(fifo, victim)
-        with pytest.raises(OSError, match=re.escape(str(fifo))) as caught:
-            write.commit()
-    assert caught.value.errno == errno.ELOOP
     assert untouched(victim)
 
 
@@ -190,8 +156,8 @@ def test_a_temporary_file_that_is_swapped_for_a_link_changes_nothing_of_root(
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize("path", ["file", "directory/file"])
-def test_a_link_that_is_swapped_in_at_any_step_gains_nothing(
+@pytest.mark.parametrize("path", ["file", "new", "directory/file"])
+def test_a_link_that_is_swapped_in_at_any_step_is_not_followed(
     shared: pathlib.Path, victim: pathlib.Path, path: str, in_place: bool
 ) -> None:
     step = 0
@@ -200,7 +166,8 @@ def test_a_link_that_is_swapped_in_at_any_step_gains_nothing(
         directory = shared / str(step)
         (directory / path).parent.mkdir(parents=True)
         directory.chmod(0o1777)
-        (directory / path).write_bytes(b"old")
+        if path != "new":
+            (directory / path).write_bytes(b"old")
         swapped = act_at_step(
             step,
             functools.partial(swap_for_link, directory / path.split("/")[0], victim),
