@@ -20,8 +20,8 @@ def open_proxy(idle_sockets: None) -> collections.abc.Iterator[Proxy]:
 @pytest.fixture
 def proxy(open_proxy: Proxy, recorder: support.Recorder) -> collections.abc.Iterator[Proxy]:
     """
-    An open proxy to this machine that other tests use too. Calls have to leave nothing, except for
-    a new interpreter where the test lost the old one.
+    An open proxy to this machine that other tests use too. It has to work at the end of the test.
+    Calls have to leave nothing, except for a new interpreter where the test lost the old one.
     """
     open_proxy.connect(exists_ok=True)
     interpreter = open_proxy.remote_call(os.getpid)

@@ -28,55 +28,34 @@ from inmanta_plugins.mitogen.calls.log import truncate_logged_value
 HUGE = 5_000_000
 
 
-class SetLimit(typing.Protocol):
-    def __call__(self, limit: object, suffix: str = ...) -> None: ...
-
-
-@pytest.fixture
-def set_limit(monkeypatch: pytest.MonkeyPatch) -> SetLimit:
-    def set_both(limit: object, suffix: str = "<...>") -> None:
-        monkeypatch.setenv("INMANTA_MITOGEN_LOGGED_VALUE_MAX_LEN", str(limit))
-        monkeypatch.setenv("INMANTA_MITOGEN_LOGGED_TRUNCATED_VALUE_SUFFIX", suffix)
-
-    return set_both
+SetLimit = collections.abc.Callable[[object, str], None]
 
 
 @pytest.fixture(autouse=True)
-def default_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def set_limit(monkeypatch: pytest.MonkeyPatch) -> SetLimit:
+    """Sets the limit and the suffix, which have their defaults otherwise."""
+
+    def set_both(limit: object, suffix: str) -> None:
+        monkeypatch.setenv(settings.LOGGED_VALUE_MAX_LEN_ENV_VAR, str(limit))
+        monkeypatch.setenv(settings.LOGGED_TRUNCATED_VALUE_ENV_VAR, suffix)
+
     monkeypatch.delenv(settings.LOGGED_VALUE_MAX_LEN_ENV_VAR, raising=False)
     monkeypatch.delenv(settings.LOGGED_TRUNCATED_VALUE_ENV_VAR, raising=False)
+    return set_both
 
 
 def assert_storable(value: object) -> None:
     """
     What PostgreSQL's jsonb takes, and what the orchestrator makes of it on the way there.
     """
-    text = json.dumps(value, allow_nan=False)
-    text.encode()
+    text = json.dumps(value, allow_nan=False, ensure_ascii=False)
     assert json.loads(text) == value
-    for part in strings_of(value):
-        assert "\0" not in part
-        part.encode()  # a lone surrogate has no UTF-8
-
-
-def strings_of(value: object) -> collections.abc.Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for item in value:
-            yield from strings_of(item)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield key
-            yield from strings_of(item)
+    assert "\\u0000" not in text
+    text.encode()  # a lone surrogate has no UTF-8
 
 
 class Colour(enum.Enum):
     RED = 1
-
-
-class Number(enum.IntEnum):
-    ONE = 1
 
 
 class Word(enum.StrEnum):
@@ -85,11 +64,6 @@ class Word(enum.StrEnum):
 
 class Text(str):
     pass
-
-
-class Point(typing.NamedTuple):
-    x: object
-    y: object
 
 
 @dataclasses.dataclass
@@ -114,18 +88,6 @@ class Broken(dict[str, int]):
         raise RuntimeError("changed size during iteration")
 
 
-class Endless(list[int]):
-    def __iter__(self) -> collections.abc.Iterator[int]:
-        while True:
-            yield 7
-
-
-class EndlessMap(dict[str, int]):
-    def items(self) -> typing.Any:
-        while True:
-            yield "a", 7
-
-
 SECRET, BLOB = mitogen.core.Secret("hush"), mitogen.core.Blob(b"hush")
 TWICE = ["a"]
 FITS: list[tuple[object, object]] = [
@@ -137,9 +99,7 @@ FITS: list[tuple[object, object]] = [
     ("😀", "😀"),
     (Text("x"), "x"),
     (Word.YES, "yes"),
-    (Number.ONE, 1),
     ((1, (2, 3)), [1, [2, 3]]),
-    (Point(1, 2), [1, 2]),
     ([TWICE, TWICE], [["a"], ["a"]]),
     ({"b": 1, "a": [2]}, {"b": 1, "a": [2]}),
     ({None: 1, True: 2, 1.5: 3}, {"null": 1, "true": 2, "1.5": 3}),
@@ -204,7 +164,6 @@ LOOP["self"] = LOOP
         (10**60, "1" + "0" * 44 + "<...>"),
         (CYCLE, "[1, " * 11 + "[<...>"),
         (LOOP, '{"self": ' * 5 + "<...>"),
-        (Endless(), "[" + "7, " * 14 + "7,<...>"),
     ],
     ids=itertools.count(),
 )
@@ -319,7 +278,7 @@ def test_an_int_is_logged_where_python_may_write_few_digits_only() -> None:
 def test_deep_nesting_is_cut_and_needs_no_deep_stack(
     wrap: collections.abc.Callable[[object], object], set_limit: SetLimit
 ) -> None:
-    set_limit(1_000_000)
+    set_limit(1_000_000, "")
     value: object = 1
     for _ in range(100_000):
         value = wrap(value)
@@ -342,7 +301,6 @@ def test_deep_nesting_is_cut_and_needs_no_deep_stack(
         lambda: {("x" * HUGE, b"x" * HUGE)},
         lambda: [[{"k": ["x" * HUGE]}]],
         lambda: -(1 << (8 * HUGE)),
-        EndlessMap,
     ],
     ids=itertools.count(),
 )
@@ -375,7 +333,7 @@ def test_the_limit_and_the_suffix_are_read_at_each_call(set_limit: SetLimit) -> 
     ):
         set_limit(limit, suffix)
         assert truncate_logged_value("x" * 60) == logged
-    set_limit(5)
+    set_limit(5, "")
     assert truncate_logged_value("xxx") == "xxx"
 
 
@@ -384,13 +342,13 @@ def test_a_limit_that_is_no_number_falls_back_to_the_default_with_one_warning(
     form: str, set_limit: SetLimit, caplog: pytest.LogCaptureFixture
 ) -> None:
     wrong = form.format(uuid.uuid4().int)  # none that was warned of before
-    set_limit(wrong)
+    set_limit(wrong, "<...>")
     with caplog.at_level(logging.WARNING):
         assert truncate_logged_value("x" * 48) == "x" * 48
         assert truncate_logged_value("x" * 60) == '"' + "x" * 44 + "<...>"
-        set_limit(30)
+        set_limit(30, "")
         truncate_logged_value("x" * 60)
-        set_limit(wrong)
+        set_limit(wrong, "<...>")
         truncate_logged_value("x" * 60)
     [record] = caplog.records
     assert "INMANTA_MITOGEN_LOGGED_VALUE_MAX_LEN" in record.getMessage()
