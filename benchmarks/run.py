@@ -85,17 +85,11 @@ class Peer:
             raise RuntimeError(f"{self.name} ended while it measured {do}")
         return json.loads(answer)
 
-    def end(self) -> None:
+    def __enter__(self) -> "Peer":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
         self._process.communicate(timeout=60)
-
-
-@contextlib.contextmanager
-def started(name: str) -> collections.abc.Iterator[Peer]:
-    peer = Peer(name)
-    try:
-        yield peer
-    finally:
-        peer.end()
 
 
 class Bench:
@@ -110,7 +104,7 @@ class Bench:
         self.rounds = 1 if quick else 3
         self.scale = 100 if quick else 1
         self.figures = report.Figures()
-        self.peers = {name: stack.enter_context(started(name)) for name in KINDS}
+        self.peers = {name: stack.enter_context(Peer(name)) for name in KINDS}
         self.known = str(directory / "known")
         pathlib.Path(self.known).write_text("x" * 1000)
 
@@ -147,9 +141,9 @@ class Bench:
             for name in MODULES:
                 counter = Counter(self.directory / f"trips-{attempt}-{name.split()[0]}")
                 context = self.distant(LATENCY, str(counter.path))
-                with started(name) as peer:
+                with Peer(name) as peer:
                     self._count(peer, counter, context)
-            with started(MITOGEN) as peer:
+            with Peer(MITOGEN) as peer:
                 counter = Counter(self.directory / f"trips-{attempt}-mitogen")
                 context = self.distant(LATENCY, str(counter.path))
                 for figure, do, arguments in (
@@ -191,7 +185,7 @@ class Bench:
         for _ in range(2 if self.quick else 10):
             for place, context in places.items():
                 for name in (*MODULES, MITOGEN):
-                    with started(name) as peer:
+                    with Peer(name) as peer:
                         arguments = {"context": context, "path": self.known, "operations": FIRST}
                         self.note(f"{place}, new process", "", name, peer.ask("cold", **arguments))
         for _ in range(self.rounds * 3):

@@ -10,7 +10,6 @@ import time
 
 import rich.console
 import rich.padding
-import rich.status
 import rich.table
 import rich.text
 
@@ -38,7 +37,7 @@ class Stage:
         self._console = console
         self._title = title
         self._shown = ""
-        self._status: rich.status.Status | None = None
+        self._status = console.status(title)
 
     @contextlib.contextmanager
     def running(self) -> collections.abc.Iterator["Stage"]:
@@ -46,43 +45,32 @@ class Stage:
         Shows that it goes on and, at the end, what came of it and how long it took.
         """
         begin = time.monotonic()
-        if self._console.is_terminal:
-            self._status = self._console.status(self._title)
-            self._status.start()
-        else:
-            self._console.print(f"[dim]  {self._title} ...", highlight=False)
+        self._without_terminal(f"  {self._title} ...")
+        mark, text = "[bold red]✘", self._title
         try:
-            yield self
-        except BaseException:
-            self._mark("[bold red]✘", self._title, begin)
-            raise
-        else:
-            self._mark("[bold green]✔", self.outcome, begin)
+            with self._status:
+                yield self
+            mark, text = "[bold green]✔", self.outcome
         finally:
-            if self._status is not None:
-                self._status.stop()
+            line = rich.table.Table.grid(expand=False)
+            line.add_column(width=2)
+            line.add_column(width=min(self._console.width, _WIDTH) - 12)
+            line.add_column(width=9, justify="right", style="dim")
+            line.add_row(mark, text, f"{time.monotonic() - begin:.1f} s")
+            self._console.print(line, highlight=False)
 
     def progress(self, text: str) -> None:
         """
         :param text: How far it is.
         """
-        if text == self._shown:
-            return
-        self._shown = text
-        if self._status is not None:
+        if text != self._shown:
+            self._shown = text
             self._status.update(f"{self._title}: {text}")
-        else:
-            self._console.print(f"[dim]    {text}", highlight=False)
+            self._without_terminal(f"    {text}")
 
-    def _mark(self, mark: str, text: str, begin: float) -> None:
-        if self._status is not None:
-            self._status.stop()
-        line = rich.table.Table.grid(expand=False)
-        line.add_column(width=2)
-        line.add_column(width=min(self._console.width, _WIDTH) - 12)
-        line.add_column(width=9, justify="right", style="dim")
-        line.add_row(mark, text, f"{time.monotonic() - begin:.1f} s")
-        self._console.print(line, highlight=False)
+    def _without_terminal(self, text: str) -> None:
+        if not self._console.is_terminal:
+            self._console.print(f"[dim]{text}", highlight=False)
 
 
 class Show:
@@ -155,29 +143,17 @@ class Show:
                 line.append(f"  {resource.type} ", "bold default")
                 line.append(_shorten(resource.value, directory), "default")
                 self._indented(line, 2)
-                for line in log_lines(log, directory):
-                    self._indented(line, 6)
+                for record in log:
+                    if record.call is not None:
+                        self._indented(call_text(record.call, directory), 6)
+                    elif record.level in ("ERROR", "CRITICAL"):
+                        self._indented(_error_text(record, directory), 6)
             self.say()
 
     def _indented(self, text: rich.text.Text, columns: int) -> None:
         self.console.print(
             rich.padding.Padding(text, (0, 0, 0, columns), expand=False), highlight=False
         )
-
-
-def log_lines(
-    log: collections.abc.Iterable[LogRecord], directory: str
-) -> collections.abc.Iterator[rich.text.Text]:
-    """
-    :param log: The log of a resource.
-    :param directory: A path that is shown as an ellipsis.
-    :return: A line for each call in it, and one for each error.
-    """
-    for record in log:
-        if record.call is not None:
-            yield call_text(record.call, directory)
-        elif record.level in ("ERROR", "CRITICAL"):
-            yield _error_text(record, directory)
 
 
 def call_text(call: Call, directory: str) -> rich.text.Text:

@@ -206,70 +206,47 @@ def in_sessions(host: SshHost) -> dict[int, str]:
     return found
 
 
-class Faults:
-    """What is done to the host, with the random generator's choice of the victims."""
+def kill_one(rng: random.Random, processes: dict[int, str], text: str) -> None:
+    if pids := sorted(pid for pid, line in processes.items() if text in line):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rng.choice(pids), signal.SIGKILL)
 
-    def __init__(self, host: SshHost, rng: random.Random) -> None:
-        self._host, self._rng = host, rng
 
-    def interpreter_killed(self) -> None:
-        self._kill_one(in_sessions(self._host), "(mitogen:")
+def faults(host: SshHost, rng: random.Random) -> dict[str, tuple[int, Callable[[], None]]]:
+    """Return what can be done to the host, each with how often it is."""
 
-    def sudo_killed(self) -> None:
-        self._kill_one(in_sessions(self._host), "sudo ")
+    def server_away() -> None:
+        host.stop()
+        time.sleep(rng.random() * 3)
+        host.start()
 
-    def ssh_killed(self) -> None:
-        self._kill_one(descendants(), self._host.identity_file)
-
-    def sessions_killed(self) -> None:
-        self._host.kill_sessions()
-
-    def server_restarted(self) -> None:
-        self._host.restart()
-
-    def server_away(self) -> None:
-        self._host.stop()
-        time.sleep(self._rng.random() * 3)
-        self._host.start()
-
-    def host_frozen(self) -> None:
-        self._host.freeze()
+    def host_frozen() -> None:
+        host.freeze()
         try:
-            time.sleep(self._rng.random() * LONGEST_FREEZE)
+            time.sleep(rng.random() * LONGEST_FREEZE)
         finally:
-            self._host.thaw()
+            host.thaw()
 
-    def _kill_one(self, processes: dict[int, str], text: str) -> None:
-        if pids := sorted(pid for pid, line in processes.items() if text in line):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._rng.choice(pids), signal.SIGKILL)
-
-    def any(self) -> str:
-        kinds = {
-            self.interpreter_killed: 6,
-            self.sudo_killed: 3,
-            self.ssh_killed: 5,
-            self.sessions_killed: 2,
-            self.server_restarted: 2,
-            self.server_away: 1,
-            self.host_frozen: 1,
-        }
-        (fault,) = self._rng.choices(list(kinds), list(kinds.values()))
-        fault()
-        return fault.__name__.replace("_", " ")
+    return {
+        "interpreter killed": (6, lambda: kill_one(rng, in_sessions(host), "(mitogen:")),
+        "sudo killed": (3, lambda: kill_one(rng, in_sessions(host), "sudo ")),
+        "ssh killed": (5, lambda: kill_one(rng, descendants(), host.identity_file)),
+        "sessions killed": (2, host.kill_sessions),
+        "server restarted": (2, host.restart),
+        "server away": (1, server_away),
+        "host frozen": (1, host_frozen),
+    }
 
 
 # All of it
 
 
-def sudo_works() -> bool:
-    return not subprocess.run(["sudo", "-n", "true"], capture_output=True).returncode
-
-
 def contexts(host: SshHost) -> list[dict[str, Any]]:
     ssh = host.serialized()
-    sudo = {"method_name": "sudo", "name": "root", "python_path": host.python_path, "via": ssh}
-    methods = [ssh, sudo] if sudo_works() else [ssh]
+    methods = [ssh]
+    if not subprocess.run(["sudo", "-n", "true"], capture_output=True).returncode:
+        sudo = {"method_name": "sudo", "name": "root", "python_path": host.python_path, "via": ssh}
+        methods.append(sudo)
     return [
         {**context, "name": f"{context['method_name']} {number}"}
         for context in methods
@@ -304,17 +281,21 @@ def soak(minutes: float, seed: str) -> Tally:
         ]
         for thread in threads:
             thread.start()
-        fail_at_random(Faults(host, rng), work, rng, minutes)
+        fail_at_random(host, work, rng, minutes)
         stop.set()
         finish(proxies, threads, work, host)
     return tally
 
 
-def fail_at_random(faults: Faults, work: Work, rng: random.Random, minutes: float) -> None:
+def fail_at_random(host: SshHost, work: Work, rng: random.Random, minutes: float) -> None:
+    known = faults(host, rng)
+    weights = [weight for weight, _ in known.values()]
     end = time.monotonic() + minutes * 60
     while time.monotonic() < end:
         time.sleep(rng.expovariate(1 / 1.2))
-        work.tally.faults[faults.any()] += 1
+        (name,) = rng.choices(list(known), weights)
+        known[name][1]()
+        work.tally.faults[name] += 1
         work.look()
 
 

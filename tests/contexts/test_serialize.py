@@ -86,11 +86,7 @@ ring = mitogen::Local(name="ring", via=mitogen::Sudo(via=ring))
 entity Gate extends mitogen::Ssh:
     string hostname = "gate"
     string? username = "probe"
-    string? check_host_keys = "accept"
     int? port = 2222
-    int? connect_timeout = 10
-    int? ssh_debug_level = 1
-    int? keepalive_count = 5
 end
 implement Gate using parents
 Gate(name="gate")
@@ -206,11 +202,7 @@ def test_an_entity_that_extends_a_method_may_declare_its_attributes_again(
         "name": "gate",
         "hostname": "gate",
         "username": "probe",
-        "check_host_keys": "accept",
         "port": 2222,
-        "connect_timeout": 10,
-        "ssh_debug_level": 1,
-        "keepalive_count": 5,
     }
 
 

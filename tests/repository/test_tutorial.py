@@ -1,23 +1,22 @@
 """The tutorial's commands work as they are written, on the oldest and the newest Python."""
 
 import ast
+import collections.abc
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
 
+import installed
 import pytest
 
 import support
+from testbed.processes import end, start
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-TUTORIAL = ROOT / "docs" / "tutorial.md"
-NOT_IN_A_CLONE = shutil.ignore_patterns(
-    ".*", "__pycache__", "build", "dist", "_build", "*.egg-info"
-)
+TUTORIAL = installed.ROOT / "docs" / "tutorial.md"
+VERSIONS = {"3.11": (3, 11), "3.13": (3, 13)}
 
 
 def console() -> tuple[list[str], list[str]]:
@@ -28,37 +27,50 @@ def console() -> tuple[list[str], list[str]]:
     return commands, [line for line in lines if not line.startswith("$ ")]
 
 
+Runs = dict[str, tuple[subprocess.Popen[bytes], pathlib.Path]]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> collections.abc.Iterator[Runs]:
+    """
+    The commands under way, with each Python at the same time, and the home of the user whose they
+    are.
+    """
+    environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+    # Most of what is installed is never imported.
+    environment["PIP_NO_COMPILE"] = "1"
+    started: Runs = {}
+    for version, numbers in VERSIONS.items():
+        if interpreter := support.find_interpreter(*numbers):
+            home = tmp_path_factory.mktemp("home")
+            (home / "bin").mkdir()
+            (home / "bin" / "python3").symlink_to(interpreter.path)
+            (home / "commands").write_text("\n".join(console()[0]))
+            process = start(
+                ["bash", "-e", str(home / "commands")],
+                log=home / "log",
+                cwd=installed.copy_sources(home / "clone"),
+                env={**environment, "HOME": str(home), "PATH": f"{home}/bin:{os.environ['PATH']}"},
+            )
+            started[version] = process, home
+    yield started
+    end([process for process, _ in started.values()])
+
+
 # All of inmanta is downloaded and analysed, on a machine that may be busy.
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("version", [(3, 11), (3, 13)], ids=["3.11", "3.13"])
-def test_the_commands_of_the_tutorial_work_as_they_are_written(
-    version: tuple[int, int], tmp_path: pathlib.Path
-) -> None:
-    interpreter = support.find_interpreter(*version)
-    if interpreter is None:
-        pytest.skip(f"needs Python {version[0]}.{version[1]}")
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python3").symlink_to(interpreter.path)
-    shutil.copytree(ROOT, tmp_path / "clone", ignore=NOT_IN_A_CLONE)
-    commands, printed = console()
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_commands_of_the_tutorial_work_as_they_are_written(version: str, runs: Runs) -> None:
+    if version not in runs:
+        pytest.skip(f"needs Python {version}")
+    process, home = runs[version]
 
-    done = subprocess.run(
-        ["bash", "-e"],
-        cwd=tmp_path / "clone",
-        env={
-            **{name: text for name, text in os.environ.items() if name != "PYTHONPATH"},
-            "HOME": str(tmp_path),
-            "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
-        },
-        input="\n".join(commands),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process.wait()
 
-    assert done.returncode == 0, done.stdout
-    assert [line for line in printed if line not in done.stdout] == [], done.stdout
-    (wheel,) = (tmp_path / "tutorial" / "dist").glob("*.whl")
+    output = (home / "log").read_text()
+    assert process.returncode == 0, output
+    assert [line for line in console()[1] if line not in output] == [], output
+    (wheel,) = (home / "tutorial" / "dist").glob("*.whl")
     package = "inmanta_plugins/envfile/"
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.removeprefix(package) for name in names if name.startswith(package)} == {
@@ -67,7 +79,7 @@ def test_the_commands_of_the_tutorial_work_as_they_are_written(
 
 
 def test_the_tutorials_host_functions_run_on_the_oldest_python() -> None:
-    source = ROOT / "docs/tutorial/envfile/inmanta_plugins/envfile/on_host.py"
+    source = installed.ROOT / "docs/tutorial/envfile/inmanta_plugins/envfile/on_host.py"
     tree = ast.parse(source.read_text(), feature_version=(3, 6))
     imported = {
         (node.module or "").split(".")[0] if isinstance(node, ast.ImportFrom) else alias.name
