@@ -150,19 +150,15 @@ class Orchestrator:
         :param environment: The id of the environment.
         :param names: The names of the agents.
         """
-        known = self._request("GET", "/api/v2/environment_settings", environment=environment)
+        path = "/api/v2/environment_settings"
+        known = self._request("GET", path, environment=environment)["data"]["definition"]
         wanted = {
             "autostart_agent_map": dict.fromkeys(["internal", *names], "local:"),
             "autostart_agent_deploy_splay_time": 0,
         }
-        for name, value in wanted.items():
-            if name in known["data"]["definition"]:
-                self._request(
-                    "POST",
-                    f"/api/v2/environment_settings/{name}",
-                    {"value": value},
-                    environment=environment,
-                )
+        for name in known.keys() & wanted.keys():
+            value = {"value": wanted[name]}
+            self._request("POST", f"{path}/{name}", value, environment=environment)
 
     def resources(self, environment: str) -> list[Resource]:
         """
@@ -337,7 +333,7 @@ class Project:
 
         :raises ProcessFailedError: When one can't be installed.
         """
-        self._run("installing the project's modules", "project", "install")
+        self._run("installing the project's modules", ["project", "install"])
 
     def export(self, orchestrator: Orchestrator, environment: str) -> None:
         """
@@ -347,7 +343,7 @@ class Project:
         :param environment: The id of the environment.
         :raises ProcessFailedError: When the model has an error.
         """
-        self._run("exporting the model", *_export_arguments(orchestrator, environment))
+        self._run("exporting the model", _export_arguments(orchestrator, environment))
 
     def write_script(self, orchestrator: Orchestrator, environment: str) -> pathlib.Path:
         """
@@ -358,28 +354,19 @@ class Project:
         :return: Its path.
         """
         path = self.directory / "deploy.sh"
-        command = [
-            str(self._python),
-            "-m",
-            "inmanta.app",
-            *_export_arguments(orchestrator, environment),
-        ]
+        command = shlex.join(self._command(_export_arguments(orchestrator, environment)))
         variables = [f"export {name}={shlex.quote(text)}" for name, text in self._variables.items()]
-        lines = ["set -e", f"cd {self.directory}", *variables, shlex.join(command)]
-        path.write_text("\n".join([*lines, ""]))
+        path.write_text("\n".join(["set -e", f"cd {self.directory}", *variables, command, ""]))
         return path
 
-    def _run(self, what: str, *arguments: str) -> None:
-        finish(
-            start(
-                [str(self._python), "-m", "inmanta.app", "-vv", *arguments],
-                log=self.log,
-                cwd=self.directory,
-                env={**neutral_environment(), **self._variables},
-            ),
-            what=what,
-            log=self.log,
-        )
+    def _command(self, arguments: list[str]) -> list[str]:
+        return [str(self._python), "-m", "inmanta.app", *arguments]
+
+    def _run(self, what: str, arguments: list[str]) -> None:
+        environment = {**neutral_environment(), **self._variables}
+        command = self._command(["-vv", *arguments])
+        process = start(command, log=self.log, cwd=self.directory, env=environment)
+        finish(process, what=what, log=self.log)
 
 
 def _export_arguments(orchestrator: Orchestrator, environment: str) -> list[str]:

@@ -27,7 +27,21 @@ from testbed.processes import ProcessFailedError, end, neutral_environment, star
 _PATIENCE = 120.0
 
 
-class Postgres:
+class _Server:
+    """
+    A process that ends with the context manager.
+    """
+
+    #: What makes it end, even if clients don't leave.
+    _signal = signal.SIGTERM
+    _process: subprocess.Popen[bytes] | None = None
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            end([self._process], first=self._signal)
+
+
+class Postgres(_Server):
     """
     A PostgreSQL server from a wheel, with a new and empty database. It listens on a socket only.
 
@@ -39,6 +53,7 @@ class Postgres:
     name = "postgres"
     #: The user that may do everything in it, without a password.
     username = "postgres"
+    _signal = signal.SIGINT
 
     def __init__(self, directory: pathlib.Path) -> None:
         """
@@ -47,7 +62,6 @@ class Postgres:
         """
         self.directory = directory
         self.log = directory / "postgres.log"
-        self._process: subprocess.Popen[bytes] | None = None
         self._binaries = _postgres_binaries()
         self._user: dict[str, typing.Any] = {}
 
@@ -78,14 +92,9 @@ class Postgres:
         data = self.directory / "data"
         created = subprocess.run(
             [
-                str(self._binaries / "initdb"),
-                f"--pgdata={data}",
-                f"--username={self.username}",
-                "--auth=trust",
-                "--encoding=UTF8",
-                "--locale=C",
-                "--no-sync",
-                "--no-instructions",
+                *(str(self._binaries / "initdb"), f"--pgdata={data}", "--auth=trust"),
+                *(f"--username={self.username}", "--encoding=UTF8", "--locale=C"),
+                *("--no-sync", "--no-instructions"),
             ],
             cwd=self.directory,
             capture_output=True,
@@ -112,12 +121,6 @@ class Postgres:
         )
         _wait_until(self._answers, self._process, what="starting PostgreSQL", log=self.log)
         return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            # Does not wait for clients to leave.
-            end([self._process], first=signal.SIGINT)
-        shutil.rmtree(self.directory, ignore_errors=True)
 
     def _become_nobody(self) -> None:
         nobody = pwd.getpwnam("nobody")
@@ -150,7 +153,7 @@ class Postgres:
         return ready.returncode == 0
 
 
-class InmantaServer:
+class InmantaServer(_Server):
     """
     An orchestrator on the loopback address, with the agents that it starts.
     """
@@ -183,7 +186,6 @@ class InmantaServer:
         environment["INMANTA_CONFIG_LOG_DIR"] = str(self.logs)
         environment |= variables
         self._environment = {name: value for name, value in environment.items() if value}
-        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -216,11 +218,6 @@ class InmantaServer:
                 if "Address already in use" not in error.output or attempt == attempts - 1:
                     raise
         raise AssertionError("unreachable")
-
-    def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            end([self._process])
-        shutil.rmtree(self.directory, ignore_errors=True)
 
     def descendants(self) -> list[psutil.Process]:
         """
@@ -307,7 +304,7 @@ def orchestrator(
         yield server, project
 
 
-class SshAgent:
+class SshAgent(_Server):
     """
     OpenSSH's agent, which has one key.
     """
@@ -320,7 +317,6 @@ class SshAgent:
         self.socket = directory / "agent.socket"
         self._key = key
         self._log = directory / "agent.log"
-        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def variables(self) -> dict[str, str]:
@@ -340,10 +336,6 @@ class SshAgent:
             check=True,
         )
         return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            end([self._process])
 
 
 def trouble(log: str, lines: int) -> str:

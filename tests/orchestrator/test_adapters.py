@@ -196,22 +196,6 @@ def test_authorized_keys_are_deployed(project: Project, tmp_path: pathlib.Path) 
     assert mode_of(keys) == 0o600
 
 
-@support.requires("groupadd")
-@support.requires_root
-def test_a_group_is_made_once(project: Project) -> None:
-    name = f"mitogen-{secrets.token_hex(4)}"
-    project.compile(f'import mitogen\nimport user\n{HERE}\nuser::Group(host=host, name="{name}")')
-
-    try:
-        with support.machine_lock("users"):
-            project.deploy_resource("exec::Run")
-        assert grp.getgrnam(name)
-        with support.machine_lock("users"):
-            project.deploy_resource("exec::Run")
-    finally:
-        subprocess.run([str(support.find_program("groupdel")), name], check=False)
-
-
 @support.requires("dpkg")
 def test_an_installed_apt_package_needs_no_change(project: Project) -> None:
     project.compile(f'import mitogen\nimport apt\n{HERE}\napt::Package(host=host, name="dpkg")')
