@@ -94,7 +94,8 @@ class PendingCalls:
 
     def __init__(self, settle: Callable[[Call, Answer | None], object]) -> None:
         self._settle = settle
-        self._answers: queue.SimpleQueue[tuple[Call, Answer]] = queue.SimpleQueue()
+        # None has the thread look at what is pending.
+        self._answers: queue.SimpleQueue[tuple[Call, Answer] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         # The first of a plain dict takes the longer to find the more before it have gone.
         self._pending: collections.OrderedDict[Call, Future[Any]] = collections.OrderedDict()
@@ -112,6 +113,7 @@ class PendingCalls:
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
         with self._lock:
+            is_first = not self._pending
             self._pending[call] = future
         try:
             self._run()
@@ -122,6 +124,10 @@ class PendingCalls:
             if not isinstance(error, Exception):
                 raise
             future.set_exception(error)
+        finally:
+            if is_first:
+                # The thread may have looked at it before its clock ran, or it is gone again.
+                self._answers.put(None)
         return future
 
     def send_soon(self, connection: Connection, request: bytes, call: Call) -> None:
@@ -168,11 +174,12 @@ class PendingCalls:
                     self._running = False
                     return
             try:
-                call, answer = self._answers.get(timeout=first.seconds_until_check)
+                answered = self._answers.get(timeout=first.seconds_until_check)
             except queue.Empty:
                 self._check_all()
             else:
-                self._finish(call, answer)
+                if answered is not None:
+                    self._finish(*answered)
 
     def _check_all(self) -> None:
         with self._lock:
