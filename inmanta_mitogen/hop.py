@@ -52,20 +52,25 @@ class Watched:
         self.context.python_version = versions[-1] if versions else ""  # type: ignore[attr-defined]
         super()._complete_connection()  # type: ignore[misc]  # mitogen's
 
+    def _streams(self) -> List[Any]:
+        return [stream for stream in (self.stdio_stream, self.stderr_stream) if stream]  # type: ignore[attr-defined]
+
     def _on_timer_expired(self) -> None:
         # Mitogen's own drops what came back before, such as a question that nobody answered.
         lines = [mitogen.parent.Router.connection_timeout_msg]  # type: List[str]
-        streams = [stream for stream in (self.stdio_stream, self.stderr_stream) if stream]  # type: ignore[attr-defined]
-        history = mitogen.parent.get_history(streams)
+        history = mitogen.parent.get_history(self._streams())
         if history:
             lines.append(history)
-        for stream in streams:
+        for stream in self._streams():
             partial = getattr(stream.protocol, "logged_partial", None) or b""
             if partial.strip():
                 lines.append(WAITING + partial[-500:].decode("utf-8", "replace").strip())
         self._fail_connection(mitogen.core.StreamError("\n".join(lines)))
 
     def _fail_connection(self, error: Exception) -> None:
+        if type(error).__name__ == "PasswordError":
+            # Why a password is asked for, or does not do, may have come before: it has expired.
+            error.args = (f"{mitogen.parent.get_history(self._streams())}\n{error}",)
         # Mitogen asks the program to leave, and forgets what that has started.
         process = self.proc  # type: ignore[attr-defined]
         with contextlib.suppress(OSError):
