@@ -10,9 +10,11 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 
 import mitogen.parent
 import mitogen.ssh
+import psutil
 import pytest
 import silent_side
 from reach import Context, Fails
@@ -182,12 +184,46 @@ def test_a_sudo_that_lets_nothing_start_a_program_says_so(
     assert "NOEXEC" in str(error)
 
 
-def test_an_account_that_has_expired_is_told(fails: Fails, python: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "what", "when"),
+    [("sudo", "-E", "1"), ("su", "-E", "1"), ("su", "-d", "0")],
+    ids=["sudo, account", "su, account", "su, password"],
+)
+def test_an_account_or_a_password_that_has_expired_is_told(
+    fails: Fails, python: str, method: str, what: str, when: str
+) -> None:
     support.need("chage", "sudo", root=True)
     with support.temporary_user() as user, support.sudo_rule(user, password=True):
-        subprocess.run(["chage", "-E", "1", user.name], check=True)
-        error = fails(root_through(user, python, password=user.password), ConnectError)
+        subprocess.run(["chage", what, when, user.name], check=True)
+        to_user = {"method_name": "su", "username": user.name, "python_path": [python]}
+        to_root = root_through(user, python, password=user.password)
+        error = fails(to_root if method == "sudo" else to_user, ConnectError)
     assert error.cause is Cause.EXPIRED
+
+
+def test_an_interpreter_that_sudos_user_may_not_execute_is_told(
+    fails: Fails, user: support.User, public: pathlib.Path, python: str
+) -> None:
+    support.need("sudo", root=True)
+    closed = public / "python"
+    closed.write_text(f'#!/bin/sh\nexec {python} "$@"\n')
+    closed.chmod(0o700)
+    context = {"method_name": "sudo", "username": user.name, "python_path": [str(closed)]}
+    error = fails(context, ConnectError)
+    assert error.cause is Cause.PYTHON_DENIED
+    assert f"may not execute {closed}" in str(error)
+
+
+def test_a_call_whose_sudo_is_killed_ends_at_once(python: str, trusted: support.User) -> None:
+    with Proxy(root_through(trusted, python)) as proxy:
+        call = proxy.submit(time.sleep, 60)
+        # Those that are behind one that was killed may be gone first.
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.name() == "sudo":
+                    process.kill()
+        with pytest.raises(RemoteException, match="connection was lost"):
+            call.result(timeout=10)
 
 
 # Messages
