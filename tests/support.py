@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 import inmanta.agent.handler
 import psutil
@@ -30,15 +30,17 @@ import pytest
 from inmanta_plugins.mitogen import Proxy
 from inmanta_plugins.mitogen.connections.hub import Connection
 
+Context = dict[str, Any]
+
 #: The context of an interpreter on this machine, started by nothing in between.
-LOCAL: dict[str, object] = {
+LOCAL: Context = {
     "method_name": "local",
     "name": "here",
     "python_path": [sys.executable],
 }
 
 #: The implicit context of a host whose name is web and whose ip is 10.0.0.1.
-IMPLICIT: dict[str, Any] = {
+IMPLICIT: Context = {
     "method_name": "ssh",
     "name": "web",
     "hostname": "10.0.0.1",
@@ -74,6 +76,28 @@ def connection_of(proxy: Proxy) -> Connection:
     """
     assert proxy._connection is not None
     return proxy._connection
+
+
+E = TypeVar("E", bound=Exception)
+
+
+def connect_error(context: Context, expected: type[E]) -> E:
+    """
+    Connects in vain.
+
+    :param context: The serialized context that can't be connected.
+    :param expected: The exception that this should raise.
+    :return: The exception. No password of the context is in its text.
+    """
+    with pytest.raises(expected) as raised:
+        Proxy(context).connect()
+    error = raised.value
+    hop: Context | None = context
+    while hop:
+        for text in (str(error), repr(error), *getattr(error, "__notes__", ())):
+            assert hop.get("password", "\0") not in text
+        hop = hop.get("via")
+    return error
 
 
 @contextlib.contextmanager
@@ -476,6 +500,22 @@ def sudo_rule(user: User, *, password: bool, target: str = "ALL") -> collections
         unfinished.write_text(rule)
         unfinished.chmod(0o440)
         unfinished.rename(path)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def sudo_setting(user: User, setting: str) -> collections.abc.Iterator[None]:
+    """
+    Changes a setting of sudo for a user. Only root can call it.
+
+    :param setting: As in ``use_pty`` or ``!use_pty``.
+    """
+    path = pathlib.Path("/etc/sudoers.d", f"{user.name}-setting")
+    try:
+        path.write_text(f"Defaults:{user.name} {setting}\n")
+        path.chmod(0o440)
         yield
     finally:
         path.unlink(missing_ok=True)
