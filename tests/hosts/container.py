@@ -141,6 +141,20 @@ class Container:
         self.podman("rm", "--force", "--ignore", "--time=0", self.name)
 
 
+def in_podman(container: Container, python_path: list[str], user: str = "root") -> support.Context:
+    """
+    :return: The context of a user in a container.
+    """
+    return {
+        "method_name": "podman",
+        "name": "pod",
+        "python_path": python_path,
+        "container": container.name,
+        "podman_path": container.podman_path,
+        "username": user,
+    }
+
+
 def password_hash(user: support.User) -> str:
     """
     :return: What the machine's shadow file has of the user's password.

@@ -6,19 +6,20 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
-from hosts.container import Container
-from reach import Context
+from hosts.container import Container, in_podman
 
 import support
 from pytest_inmanta_mitogen import SshHost
+from support import LOCAL, Context
 
 pytestmark = [pytest.mark.timeout(90), support.requires("sshd", "ssh", "ssh-keygen")]
 
@@ -26,103 +27,84 @@ pytestmark = [pytest.mark.timeout(90), support.requires("sshd", "ssh", "ssh-keyg
 COMMAND = """
     umask 0
     echo >$DIR/started
+    until [ -e $DIR/go ]; do sleep 0.05; done
     n=0
-    while [ $n -lt 35 ]; do head -c 10000 /dev/zero || exit; n=$((n + 1)); sleep 0.1; done
+    while [ $n -lt 25 ]; do head -c 10000 /dev/zero || exit; n=$((n + 1)); sleep 0.1; done
     echo >$DIR/done
 """
 
-#: Connects, and runs the command until it is told to disconnect.
+#: Connects to hosts, and runs a command on each until it is told to disconnect.
 AGENT = """
 import json, sys, threading
 from inmanta_plugins.mitogen import Proxy
-proxy = Proxy(json.loads(sys.argv[1]))
-proxy.connect()
-arguments = ("sh", ["-c", sys.argv[2]])
-threading.Thread(target=proxy.run, args=arguments, daemon=True).start()
+def run(proxy, command):
+    proxy.connect()
+    proxy.run("sh", ["-c", command])
+jobs = [(Proxy(context), command) for context, command in json.loads(sys.argv[1])]
+for job in jobs:
+    threading.Thread(target=run, args=job, daemon=True).start()
 sys.stdin.readline()
-proxy.disconnect()
+for proxy, _ in jobs:
+    proxy.disconnect()
 """
 
-
-Agents = Mapping[str, "subprocess.Popen[str]"]
-End = Callable[[Agents, SshHost], None]
-
-
-@pytest.fixture
-def with_pty(asked: support.User) -> Iterator[support.User]:
-    """A user whose sudo runs commands on a terminal of their own."""
-    path = pathlib.Path("/etc/sudoers.d", f"{asked.name}-pty")
-    path.write_text(f"Defaults:{asked.name} use_pty\n")
-    path.chmod(0o440)
-    try:
-        yield asked
-    finally:
-        path.unlink()
+Agent = subprocess.Popen[str]
+End = Callable[[Agent, SshHost], None]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def contexts(
     server: SshHost,
     trusted: support.User,
-    with_pty: support.User,
+    asked: support.User,
     container: Container,
     python: str,
-) -> dict[str, Context]:
+) -> Iterator[dict[str, Context]]:
     login = server.serialized(username=trusted.name)
+    other_login = server.serialized(username=asked.name)
 
-    def as_root(method: str, via: Context, **options: object) -> Context:
+    def becoming(method: str, via: Context, **options: object) -> Context:
         return {"method_name": method, "name": "", "python_path": [python], "via": via, **options}
 
-    return {
-        "local": {"method_name": "local", "name": ""},
-        "ssh": login,
-        "sudo": as_root("sudo", login),
-        "sudo with use_pty": as_root(
-            "sudo", server.serialized(username=with_pty.name), password=with_pty.password
-        ),
-        "doas": as_root("doas", login),
-        "su": as_root("su", login, username=with_pty.name, password=with_pty.password),
-        "podman": {
-            "method_name": "podman",
-            "name": "",
-            "python_path": [python],
-            "container": container.name,
-            "podman_path": container.podman_path,
-            "username": container.user,
-        },
-    }
+    with support.sudo_setting(trusted, "!use_pty"), support.sudo_setting(asked, "use_pty"):
+        yield {
+            "local": LOCAL,
+            "ssh": login,
+            "sudo": becoming("sudo", login),
+            "sudo with use_pty": becoming("sudo", other_login, password=asked.password),
+            "doas": becoming("doas", login),
+            "su": becoming("su", login, username=asked.name, password=asked.password),
+            "podman": in_podman(container, [python], container.user),
+        }
 
 
 @contextlib.contextmanager
 def running_by(
-    contexts: Mapping[str, Context], container: Container
-) -> Iterator[tuple[dict[str, "subprocess.Popen[str]"], dict[str, pathlib.Path]]]:
+    contexts: dict[str, Context], container: Container
+) -> Iterator[tuple[Agent, dict[str, pathlib.Path]]]:
     """
-    Run the command on each host, each by an agent that is a process of its own.
+    Run the command on each host, by an agent that is a process of its own.
 
-    :return: The agents, and where the commands leave their traces.
+    :return: The agent, and where the commands leave their traces.
     """
-    agents: dict[str, subprocess.Popen[str]] = {}
-    traces: dict[str, pathlib.Path] = {}
+    traces, jobs = {}, []
+    for name, context in contexts.items():
+        directory = pathlib.Path("tmp", f"goes-on-{uuid.uuid4()}")
+        traces[name] = (container.root if name == "podman" else pathlib.Path("/")) / directory
+        traces[name].mkdir()
+        traces[name].chmod(0o777)
+        jobs.append((context, COMMAND.replace("$DIR", f"/{directory}")))
+    command = [sys.executable, "-c", AGENT, json.dumps(jobs)]
+    agent = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
     try:
-        for name, context in contexts.items():
-            directory = pathlib.Path("tmp", f"goes-on-{uuid.uuid4()}")
-            traces[name] = (container.root if name == "podman" else pathlib.Path("/")) / directory
-            traces[name].mkdir()
-            traces[name].chmod(0o777)
-            command = COMMAND.replace("$DIR", f"/{directory}")
-            agents[name] = subprocess.Popen(
-                [sys.executable, "-c", AGENT, json.dumps(context), command],
-                stdin=subprocess.PIPE,
-                text=True,
-            )
         for name, trace in traces.items():
             support.wait_until((trace / "started").exists, f"{name} runs it")
-        yield agents, traces
+        yield agent, traces
     finally:
-        for agent in agents.values():
-            agent.kill()
-            agent.communicate()
+        agent.kill()
+        agent.communicate()
+        for trace in traces.values():
+            shutil.rmtree(trace)
 
 
 def kill(pids: list[int]) -> None:
@@ -132,35 +114,28 @@ def kill(pids: list[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def disconnect(agents: Agents, server: SshHost) -> None:
-    for agent in agents.values():
-        assert agent.stdin is not None
-        agent.stdin.write("\n")
-        agent.stdin.flush()
-    assert [agent.wait(30) for agent in agents.values()] == [0] * len(agents)
+def disconnect(agent: Agent, server: SshHost) -> None:
+    assert agent.stdin is not None
+    agent.stdin.write("\n")
+    agent.stdin.flush()
+    assert agent.wait(30) == 0
 
 
-def kill_agent(agents: Agents, server: SshHost) -> None:
-    kill([agent.pid for agent in agents.values()])
+def kill_agent(agent: Agent, server: SshHost) -> None:
+    kill([agent.pid])
 
 
-def kill_client(agents: Agents, server: SshHost) -> None:
-    """Kill what the agents themselves started: ssh and podman."""
-    kill(
-        [
-            child.pid
-            for agent in agents.values()
-            for child in psutil.Process(agent.pid).children(recursive=True)
-            if child.name() in ("ssh", "podman")
-        ]
-    )
+def kill_client(agent: Agent, server: SshHost) -> None:
+    """Kill what the agent itself started: ssh and podman."""
+    started = psutil.Process(agent.pid).children(recursive=True)
+    kill([child.pid for child in started if child.name() in ("ssh", "podman")])
 
 
-def kill_sshd(agents: Agents, server: SshHost) -> None:
+def kill_sshd(agent: Agent, server: SshHost) -> None:
     kill_sessions_programs(server, "sshd", "sshd:", "sshd-session:")
 
 
-def kill_sudo(agents: Agents, server: SshHost) -> None:
+def kill_sudo(agent: Agent, server: SshHost) -> None:
     kill_sessions_programs(server, "sudo", "doas", "su")
 
 
@@ -169,12 +144,33 @@ def kill_sessions_programs(server: SshHost, *names: str) -> None:
     kill([pid for pid, line in lines.items() if line and os.path.basename(line[0]) in names])
 
 
-@pytest.mark.parametrize("end", [disconnect, kill_agent, kill_client, kill_sshd, kill_sudo])
+BECOMING = ("sudo", "sudo with use_pty", "doas", "su")
+
+
+@pytest.mark.parametrize(
+    ("end", "methods"),
+    [
+        (disconnect, ("local", "ssh", *BECOMING, "podman")),
+        (kill_agent, ("local", "ssh", *BECOMING, "podman")),
+        (kill_client, ("ssh", "podman")),
+        (kill_sshd, ("ssh", *BECOMING)),
+        # With use_pty, what is left of a killed sudo kills the interpreter before it can react.
+        (kill_sudo, ("sudo", "doas", "su")),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
 def test_a_command_goes_on_to_its_end(
-    contexts: dict[str, Context], server: SshHost, container: Container, end: End
+    contexts: dict[str, Context],
+    server: SshHost,
+    container: Container,
+    end: End,
+    methods: tuple[str, ...],
 ) -> None:
-    with running_by(contexts, container) as (agents, traces):
-        end(agents, server)
-        for name, trace in traces.items():
-            support.wait_until((trace / "done").exists, f"the command by {name} ended by itself")
+    chosen = {method: contexts[method] for method in methods}
+    with running_by(chosen, container) as (agent, traces):
+        end(agent, server)
+        for trace in traces.values():
+            (trace / "go").touch()
+        for method, trace in traces.items():
+            support.wait_until((trace / "done").exists, f"the command by {method} ended by itself")
     support.wait_until(lambda: not server.session_pids(), "nothing runs on the host")
