@@ -21,7 +21,7 @@ from inmanta_mitogen.dispatch import JSON_MARK, SMALLEST_JSON
 from inmanta_plugins.mitogen import ConnectError, Proxy, RemoteException
 from inmanta_plugins.mitogen.hosts.answers import UnreadableError, read_answer
 from inmanta_plugins.mitogen.settings import ANSWER_SECONDS, LOG_BURST, MOST_STRAYS
-from pytest_inmanta_mitogen import SshHostFactory
+from pytest_inmanta_mitogen import SshHost
 from support import LOCAL, together
 
 MIB = 1024 * 1024
@@ -49,6 +49,13 @@ def hostile(other: Proxy) -> collections.abc.Iterator[Proxy]:
     hostile.disconnect(best_effort=True)
 
 
+@pytest.fixture(scope="module")
+def shared_hostile() -> collections.abc.Iterator[Proxy]:
+    """One that serves many tests, of which none sees what the others did to it."""
+    with a_proxy("hostile") as hostile:
+        yield hostile
+
+
 @pytest.fixture
 def memory() -> collections.abc.Iterator[None]:
     """Fails a test that made this process grow by a GiB or more."""
@@ -72,6 +79,8 @@ def test_an_answer_of_a_forbidden_class_runs_nothing(
     with pytest.raises(RemoteException, match=r"cannot be read: it holds a posix\.mknod"):
         hostile.remote_call(hostile_side.answer_with_a_class, str(path))
     assert not path.exists()
+    # It lives on: what it answers to is its own affair.
+    assert hostile.remote_call(far_side.echo, "still here") == [["still here"], {}]
 
 
 def nested_key(depth: int) -> bytes:
@@ -117,21 +126,13 @@ BOMBS = {
 
 @pytest.mark.parametrize("bomb", BOMBS)
 @pytest.mark.usefixtures("memory")
-def test_an_answer_made_to_harm_is_an_exception(bomb: str, hostile: Proxy) -> None:
+def test_an_answer_made_to_harm_is_an_exception(bomb: str) -> None:
     data, reason = BOMBS[bomb]
     if reason is None:
-        assert hostile.remote_call(hostile_side.answer_with, data) is None
+        assert read_answer(data) is None
     else:
-        with pytest.raises(RemoteException, match=f"answer_with cannot be read: .*{reason}"):
-            hostile.remote_call(hostile_side.answer_with, data)
-    # It lives on: what it answers to is its own affair.
-    assert hostile.remote_call(far_side.echo, "still here") == [["still here"], {}]
-
-
-def id_of_value(value: object) -> str:
-    # The order of a set differs from process to process.
-    ordered = sorted(value, key=str) if isinstance(value, set | frozenset) else value
-    return f"{type(value).__name__}-{str(ordered)[:12]!a}"
+        with pytest.raises(UnreadableError, match=reason):
+            read_answer(data)
 
 
 JSON_BOMBS = {
@@ -148,11 +149,9 @@ JSON_BOMBS = {
 
 @pytest.mark.parametrize("bomb", JSON_BOMBS)
 @pytest.mark.usefixtures("memory")
-def test_json_made_to_harm_is_an_exception(bomb: str, hostile: Proxy) -> None:
-    data = JSON_MARK + JSON_BOMBS[bomb]
-    with pytest.raises(RemoteException, match="answer_with cannot be read: it is .*JSON"):
-        hostile.remote_call(hostile_side.answer_with, data)
-    assert hostile.remote_call(far_side.echo, "still here") == [["still here"], {}]
+def test_json_made_to_harm_is_an_exception(bomb: str) -> None:
+    with pytest.raises(UnreadableError, match="it is .*JSON"):
+        read_answer(JSON_MARK + JSON_BOMBS[bomb])
 
 
 @pytest.mark.parametrize(
@@ -172,19 +171,15 @@ def test_the_most_json_takes_bounded_memory_and_time(data: bytes) -> None:
     assert time.thread_time() - before < ANSWER_SECONDS
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
+def test_large_values_arrive_as_they_were(other: Proxy) -> None:
+    value: object
+    for value in (
         None, True, 1.0, 1, -0.0, float("inf"), 2**200, "\U0001f600\u2028", "\udcff",
         "\ud83d\ude00", b"x", (1, 2), {1: 2}, {"a": (1,)}, {None: 1}, {True: 1}, {1.5: 1}, {1, 2},
         [[[]]], {"": {}},
-    ],
-    ids=id_of_value,
-)  # fmt: skip
-def test_large_values_arrive_as_they_were(value: object, other: Proxy) -> None:
-    result = other.remote_call(far_side.echo, value, "x" * SMALLEST_JSON)
-    assert result == [[value, "x" * SMALLEST_JSON], {}]
-    assert repr(result) == repr([[value, "x" * SMALLEST_JSON], {}])
+    ):  # fmt: skip
+        result = other.remote_call(far_side.echo, value, "x" * SMALLEST_JSON)
+        assert repr(result) == repr([[value, "x" * SMALLEST_JSON], {}])
 
 
 def test_deep_and_shared_values_arrive_as_they_were(other: Proxy) -> None:
@@ -198,37 +193,32 @@ def test_deep_and_shared_values_arrive_as_they_were(other: Proxy) -> None:
     assert other.remote_call(far_side.echo, shared) == [[shared], {}]
 
 
-def test_an_answer_takes_no_longer_than_it_may(
-    hostile: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("inmanta_plugins.mitogen.hosts.answers.ANSWER_SECONDS", 0.5)
-    with pytest.raises(RemoteException, match="takes longer than"):
-        hostile.remote_call(hostile_side.answer_with, colliding_keys(200_000))
+def test_an_answer_takes_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inmanta_plugins.mitogen.hosts.answers.ANSWER_SECONDS", 0.2)
+    with pytest.raises(UnreadableError, match="takes longer than"):
+        read_answer(colliding_keys(100_000))
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_plain_values_are_read_as_they_were(protocol: int) -> None:
+    value: object
+    for value in (
         None, True, False, 0, -1, 255, 256, 65_536, -(2**31), 2**63, -(2**2000), 1.5, float("inf"),
         "", "ü\U0001f600", "\udcff", "x" * 300, b"", b"x" * 300, b"x" * 70_000, "y" * 70_000,
         [], [1], list(range(3000)), (), (1,), (1, 2), (1, 2, 3), tuple(range(9)), {}, {"a": 1},
         {(1, ("x", 2)): [None]}, {number: str(number) for number in range(3000)}, set(), {1, "2"},
         frozenset({(1, b"x"), 2}), [["shared"] * 3] * 3, [{"k": [(1, {2})]}],
-    ],
-    ids=id_of_value,
-)  # fmt: skip
-@pytest.mark.parametrize("protocol", [2, 3, 4])
-def test_plain_values_are_read_as_they_were(value: object, protocol: int) -> None:
-    data = pickle.dumps(value, protocol=protocol)
-    try:
-        read = read_answer(data)
-    except UnreadableError:
-        # Before protocol 4 sets, and before 3 bytes, were calls of classes.
-        assert protocol < 4
-        assert b"builtin" in data or b"_codecs" in data
-        return
-    assert read == value
-    assert type(read) is type(value)
+    ):  # fmt: skip
+        data = pickle.dumps(value, protocol=protocol)
+        try:
+            read = read_answer(data)
+        except UnreadableError:
+            # Before protocol 4 sets, and before 3 bytes, were calls of classes.
+            assert protocol < 4
+            assert b"builtin" in data or b"_codecs" in data
+            continue
+        assert read == value
+        assert type(read) is type(value)
 
 
 def test_an_error_of_any_length_and_content_is_fit_for_the_log(hostile: Proxy) -> None:
@@ -279,7 +269,7 @@ def test_more_answers_than_calls_are_refused(
 # Messages
 
 
-@pytest.mark.parametrize("size", [128 * MIB + 1, 200 * MIB, 2**32 - 1])
+@pytest.mark.parametrize("size", [128 * MIB + 1, 2**32 - 1])
 @pytest.mark.usefixtures("memory")
 def test_a_message_that_is_too_large_ends_the_connection(size: int, hostile: Proxy) -> None:
     with pytest.raises(RemoteException, match="connection was lost"):
@@ -305,8 +295,6 @@ def test_the_largest_message_can_be_set(
     "data",
     [
         pytest.param(os.urandom(4096), id="noise"),
-        pytest.param(b"\0" * 4096, id="zeros"),
-        pytest.param(b"\xff" * 4096, id="ones"),
         pytest.param(b"HTTP/1.1 400 Bad Request\r\n\r\n", id="http"),
     ],
 )
@@ -317,7 +305,7 @@ def test_bytes_that_are_no_message_end_the_connection(data: bytes, hostile: Prox
 
 
 def test_a_message_that_never_ends_is_given_up_with_its_call(hostile: Proxy) -> None:
-    hostile.call_timeout = 2.0
+    hostile.call_timeout = 0.5
     with pytest.raises(RemoteException, match="did not end"):
         hostile.remote_call(hostile_side.announce, 100 * MIB, b"x" * MIB)
 
@@ -337,18 +325,16 @@ def test_a_host_that_goes_on_is_cut_off(hostile: Proxy, caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize(
-    ("name", "handle"),
+    "name",
     [
-        (name, getattr(mitogen.core, name))
-        for name in (
-            "CALL_FUNCTION", "CALL_SERVICE", "SHUTDOWN", "LOAD_MODULE", "FORWARD_MODULE",
-            "DETACHING", "LOAD_RESOURCE", "STUB_CALL_SERVICE", "ALLOCATE_ID",
-        )
+        "CALL_FUNCTION", "CALL_SERVICE", "SHUTDOWN", "LOAD_MODULE", "FORWARD_MODULE",
+        "DETACHING", "LOAD_RESOURCE", "STUB_CALL_SERVICE", "ALLOCATE_ID",
     ],
 )  # fmt: skip
-def test_what_only_an_agent_may_ask_is_refused(name: str, handle: int, hostile: Proxy) -> None:
+def test_what_only_an_agent_may_ask_is_refused(name: str, shared_hostile: Proxy) -> None:
     call = mitogen.core.Message.pickled((None, "os", None, "getpid", (), {})).data
-    dead, reason = hostile.remote_call(hostile_side.ask, handle, call)
+    handle = getattr(mitogen.core, name)
+    dead, reason = shared_hostile.remote_call(hostile_side.ask, handle, call)
     assert dead
     assert reason.startswith(b"refused")
 
@@ -365,7 +351,7 @@ def test_nobody_can_speak_for_another(
 
 def test_a_host_can_answer_no_call_of_another(hostile: Proxy, other: Proxy) -> None:
     results: list[object] = []
-    nap = threading.Thread(target=lambda: results.append(other.remote_call(far_side.nap, 3)))
+    nap = threading.Thread(target=lambda: results.append(other.remote_call(far_side.nap, 1)))
     nap.start()
     value = pickle.dumps("forged", protocol=4)
     handles = (1000, 1100)
@@ -379,7 +365,7 @@ def test_a_host_can_answer_no_call_of_another(hostile: Proxy, other: Proxy) -> N
         # Never its own, which it would answer by that.
         hostile.remote_call(hostile_side.send_to_all, handles, value, **fields)
     nap.join(60)
-    assert results == [3]
+    assert results == [1]
 
 
 def test_a_host_can_end_no_connection_of_another(hostile: Proxy, other: Proxy) -> None:
@@ -423,9 +409,9 @@ def test_contexts_behind_a_hop_are_its_own(hostile: Proxy) -> None:
 # Logs
 
 
-def test_a_million_log_lines_are_bounded(hostile: Proxy, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_flood_of_log_lines_is_bounded(hostile: Proxy, caplog: pytest.LogCaptureFixture) -> None:
     loggers = len(logging.root.manager.loggerDict)
-    assert hostile.remote_call(hostile_side.log_lines, 1_000_000, b"flood") == "logged"
+    assert hostile.remote_call(hostile_side.log_lines, 200_000, b"flood") == "logged"
     assert hostile.remote_call(far_side.echo) == [[], {}]
     hostile.disconnect()
     assert LOG_BURST <= len(caplog.records) < LOG_BURST + 10_000
@@ -455,18 +441,15 @@ def test_a_line_of_the_log_is_bounded_and_cannot_pass_for_another(
         assert "\x1b" not in text
 
 
-@pytest.mark.parametrize(
-    "character",
-    ["\u2028", "\u2029", "\u202e", "\u2066", "\u200b", "\u061c", "\ufeff", "\U000e0041"],
-)
 def test_a_line_of_the_log_holds_nothing_invisible(
-    character: str, hostile: Proxy, caplog: pytest.LogCaptureFixture
+    hostile: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    line = f"a{character}\x0040\x00text{character}\N{SNOWMAN}".encode()
+    invisible = "\u2028\u2029\u202e\u2066\u200b\u061c\ufeff\U000e0041"
+    line = f"a{invisible}\x0040\x00text{invisible}\N{SNOWMAN}".encode()
     hostile.remote_call(hostile_side.send, mitogen.core.FORWARD_LOG, line)
     assert hostile.remote_call(far_side.echo) == [[], {}]
-    assert character not in caplog.text
-    assert f"text{ascii(character)[1:-1]}\N{SNOWMAN}" in caplog.text
+    assert not set(invisible) & set(caplog.text)
+    assert f"text{ascii(invisible)[1:-1]}\N{SNOWMAN}" in caplog.text
 
 
 def test_what_a_host_prints_is_bounded(hostile: Proxy, caplog: pytest.LogCaptureFixture) -> None:
@@ -483,7 +466,6 @@ NOISE = {
     "an endless line": "tr '\\0' x < /dev/zero",
     "endless lines": "yes",
     "mitogen's source, again and again": "yes MITO000",
-    "random bytes": "cat /dev/urandom",
 }
 
 
@@ -498,7 +480,7 @@ def test_a_host_that_does_not_stop_before_it_is_connected_is_given_up(
     assert len(str(caught.value)) < 10_000
 
 
-@pytest.mark.parametrize("after", ["", "junk junk junk junk junk junk", "\\0\\0"])
+@pytest.mark.parametrize("after", ["", "junk junk junk junk junk junk"])
 def test_a_host_that_only_pretends_to_be_connected_is_noticed(after: str, hostile: Proxy) -> None:
     script = f"printf 'MITO002\\n{after}'; sleep 0.2"
     proxy = Proxy({**LOCAL, "python_path": ["/bin/sh", "-c", script]})
@@ -516,18 +498,17 @@ def test_the_last_words_of_a_host_are_bounded_and_printable(hostile: Proxy) -> N
 
 
 def test_a_flood_on_stderr_is_bounded(
-    mitogen_ssh_host_factory: SshHostFactory,
+    mitogen_ssh_host: SshHost,
     other: Proxy,
     tmp_path: pathlib.Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    host = mitogen_ssh_host_factory()
     loud = tmp_path / "loud"
-    flood = "yes flood | head -c 20000000; tr '\\0' x < /dev/zero | head -c 20000000"
+    flood = "yes flood | head -c 6000000; tr '\\0' x < /dev/zero | head -c 6000000; : >$0.end"
     loud.write_text(f'#!/bin/sh\n({flood}) >&2 &\nexec {sys.executable} "$@"\n')
     loud.chmod(0o755)
-    with Proxy({**host.serialized(), "python_path": [str(loud)]}) as proxy:
-        for _ in range(20):
+    with Proxy(mitogen_ssh_host.serialized(python_path=[str(loud)])) as proxy:
+        while not proxy.file_exists(f"{loud}.end"):
             assert proxy.remote_call(far_side.nap, 0.1) == 0.1
     assert sum("flood" in record.getMessage() for record in caplog.records) < 100_000
