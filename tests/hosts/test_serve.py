@@ -10,7 +10,6 @@ import pickle
 import re
 import sys
 import textwrap
-import time
 import types
 
 import hostile_side
@@ -23,8 +22,7 @@ from inmanta_plugins.mitogen.hosts import modules
 from inmanta_plugins.mitogen.hosts import served as serve
 from inmanta_plugins.mitogen.settings import MOST_REFUSALS, MOST_STRAYS
 from pytest_inmanta_mitogen import SshHost
-
-LOCAL: dict[str, object] = {"method_name": "local", "name": "a", "python_path": [sys.executable]}
+from support import LOCAL
 
 FILES = {
     # A package of handlers: its parents can't be imported without inmanta.
@@ -132,14 +130,24 @@ def remote() -> types.ModuleType:
     return importlib.import_module("inmanta_plugins.webapp.remote")
 
 
-@pytest.fixture(params=["local", "ssh", "behind a hop"])
+@pytest.fixture
+def local() -> collections.abc.Iterator[Proxy]:
+    with Proxy(LOCAL) as proxy:
+        yield proxy
+
+
+@pytest.fixture(params=["ssh", "behind a hop"])
 def proxy(
     request: pytest.FixtureRequest, mitogen_ssh_host: SshHost
 ) -> collections.abc.Iterator[Proxy]:
-    ssh = {**mitogen_ssh_host.serialized(), "name": "a"}
-    contexts = {"local": LOCAL, "ssh": ssh, "behind a hop": {**LOCAL, "via": ssh}}
-    with Proxy(contexts[request.param]) as proxy:
+    ssh = mitogen_ssh_host.serialized(name="here")
+    with Proxy(ssh if request.param == "ssh" else {**LOCAL, "via": ssh}) as proxy:
         yield proxy
+
+
+def request_modules(proxy: Proxy, *names: bytes) -> None:
+    for name in names:
+        proxy.remote_call(hostile_side.request_module, name)
 
 
 def test_a_function_beside_a_handler_runs_with_all_that_it_imports(
@@ -147,207 +155,177 @@ def test_a_function_beside_a_handler_runs_with_all_that_it_imports(
 ) -> None:
     expected = ["helped", "inmanta_plugins.webapp.deep.inner", [1], "late", "leaf"]
     assert proxy.remote_call(remote.all_of_it) == expected
+    assert proxy.remote_call(remote.data) == "data of webapp\n"
     assert not caplog.records
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "toplevel_canary", "inmanta", "inmanta.resources", "inmanta_plugins.webapp.secret",
-        "inmanta_plugins.needy.between", "toplevel_tool.unneeded", "pytest", "ansible_mitogen",
-        "inmanta_plugins.mitogen.connections.hub", "test_serve", "conftest", "yaml",
-    ],
-)  # fmt: skip
+#: What nothing needs that was called.
+OTHERS = [
+    "toplevel_canary", "inmanta", "inmanta.resources", "inmanta_plugins.webapp.secret",
+    "inmanta_plugins.needy.between", "toplevel_tool.unneeded", "pytest", "ansible_mitogen",
+    "inmanta_plugins.mitogen.connections.hub", "test_serve", "conftest", "yaml",
+]  # fmt: skip
+
+
 def test_any_other_module_is_refused(
-    name: str, proxy: Proxy, remote: types.ModuleType, caplog: pytest.LogCaptureFixture
+    proxy: Proxy, remote: types.ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert proxy.remote_call(remote.all_of_it)
-    for _ in range(2):
-        proxy.remote_call(hostile_side.request_module, name.encode())
-    assert proxy.remote_call(remote.pid)
+    for name in OTHERS:
+        caplog.clear()
+        request_modules(proxy, name.encode(), name.encode())
+        assert proxy.remote_call(remote.pid)
+        logged = [record.getMessage() for record in caplog.records if name in record.getMessage()]
+        assert len(logged) <= 1
+        if logged:  # a context behind a hop asks the hop, by messages that only it can send
+            assert f"Host here asked for the module '{name}', which nothing" in logged[0]
+            assert "allow_modules" in logged[0]
     sent, _ = proxy.remote_call(hostile_side.held_modules)
-    assert name not in sent
-    logged = [record.getMessage() for record in caplog.records if name in record.getMessage()]
-    assert len(logged) <= 1
-    if logged:  # a context behind a hop asks the hop, by messages that only it can send
-        assert f"Host a asked for the module '{name}', which nothing" in logged[0]
-        assert "allow_modules" in logged[0]
+    assert not set(OTHERS) & set(sent)
 
 
 def test_a_refusal_is_logged_once_with_the_host_and_the_module(
-    remote: types.ModuleType, caplog: pytest.LogCaptureFixture
+    local: Proxy, remote: types.ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Proxy(LOCAL) as proxy:
-        for _ in range(3):
-            with pytest.raises(RemoteException, match="unable to serve 'toplevel_canary'"):
-                proxy.remote_call(remote.by_name, "toplevel_canary")
-            proxy.remote_call(hostile_side.request_module, b"toplevel_canary")
-        assert proxy.remote_call(remote.pid)
+    for _ in range(3):
+        with pytest.raises(RemoteException, match="unable to serve 'toplevel_canary'"):
+            local.remote_call(remote.by_name, "toplevel_canary")
+        request_modules(local, b"toplevel_canary")
+    assert local.remote_call(remote.pid)
     (record,) = caplog.records
-    assert record.getMessage().startswith(
-        "Host a asked for the module 'toplevel_canary', which nothing that was called there needs"
-    )
+    expected = "Host here asked for the module 'toplevel_canary', which nothing that was called"
+    assert record.getMessage().startswith(f"{expected} there needs")
 
 
-def test_what_is_refused_stays_few_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_refused_stays_few_in_the_log(
+    local: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, logger="inmanta_plugins.mitogen.hosts.served")
-    with Proxy(LOCAL) as proxy:
-        for number in range(MOST_REFUSALS + 50):
-            proxy.remote_call(hostile_side.request_module, b"canary%d" % number)
-        assert proxy.run("true")[2] == 0
+    request_modules(local, *(b"canary%d" % number for number in range(MOST_REFUSALS + 50)))
+    assert local.run("true")[2] == 0
     assert len(caplog.records) == MOST_REFUSALS
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
+def test_a_name_that_is_none_is_refused(
+    local: Proxy, remote: types.ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert local.remote_call(remote.all_of_it)
+    before = local.remote_call(hostile_side.held_modules)[0]
+    for name in (
         b"", b".", b"..", b"a..b", b".a", b"a\0b", b"\xff\xfe", b"../etc/passwd", b"/etc/passwd",
         b"a" * 1024 * 1024, b"a." * 200, b"toplevel_canary\n", b" toplevel_canary", b"%s%n",
         "inmanta_plugins.webapp.remote\u200b".encode(), b"__main__", b"builtins",
-    ],
-    ids=lambda name: ascii(name[:20]),
-)  # fmt: skip
-def test_a_name_that_is_none_is_refused(
-    name: bytes, remote: types.ModuleType, caplog: pytest.LogCaptureFixture
-) -> None:
-    with Proxy(LOCAL) as proxy:
-        assert proxy.remote_call(remote.all_of_it)
-        before, _ = proxy.remote_call(hostile_side.held_modules)
-        proxy.remote_call(hostile_side.request_module, name)
-        assert proxy.remote_call(remote.pid)
-        after, _ = proxy.remote_call(hostile_side.held_modules)
-    assert set(after) == set(before)
-    assert len(caplog.records) <= 1
-    for record in caplog.records:
-        assert len(record.getMessage()) < 600
-        assert "\0" not in record.getMessage()
-
-
-def test_a_data_file_of_a_package_that_is_allowed_is_sent(
-    proxy: Proxy, remote: types.ModuleType
-) -> None:
-    assert proxy.remote_call(remote.data) == "data of webapp\n"
+    ):  # fmt: skip
+        caplog.clear()
+        request_modules(local, name)
+        assert local.remote_call(remote.pid)
+        assert local.remote_call(hostile_side.held_modules)[0] == before
+        assert len(caplog.records) <= 1
+        for record in caplog.records:
+            assert len(record.getMessage()) < 600
+            assert "\0" not in record.getMessage()
 
 
 def test_a_data_file_is_refused_where_its_package_is(
-    agent: pathlib.Path, remote: types.ModuleType, caplog: pytest.LogCaptureFixture
+    local: Proxy, agent: pathlib.Path, remote: types.ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     (agent / "toplevel_tool" / "data.txt").write_text("canary")
     os.symlink("/etc/passwd", agent / "inmanta_plugins" / "webapp" / "link.py")
-    with Proxy(LOCAL) as proxy:
-        assert proxy.remote_call(remote.pid)
-        for package, name in (
-            ("inmanta_plugins.needy", "remote.py"), ("inmanta", "py.typed"),
-            ("inmanta_plugins.webapp", "secret.py"), ("inmanta_plugins.webapp", "link.py"),
-            ("inmanta_plugins.webapp", "../needy/remote.py"), ("inmanta_plugins.webapp", ".."),
-            ("inmanta_plugins.webapp", "/etc/passwd"), ("inmanta_plugins.webapp", "none.txt"),
-            ("inmanta_plugins.webapp", "deep"), ("inmanta_plugins.webapp", ""), ("", ""),
-        ):  # fmt: skip
-            assert not proxy.remote_call(hostile_side.get_resource, package, name)
-        assert proxy.remote_call(remote.pid)
+    assert local.remote_call(remote.pid)
+    for package, name in (
+        ("inmanta_plugins.needy", "remote.py"), ("inmanta", "py.typed"),
+        ("inmanta_plugins.webapp", "secret.py"), ("inmanta_plugins.webapp", "link.py"),
+        ("inmanta_plugins.webapp", "../needy/remote.py"), ("inmanta_plugins.webapp", ".."),
+        ("inmanta_plugins.webapp", "/etc/passwd"), ("inmanta_plugins.webapp", "none.txt"),
+        ("inmanta_plugins.webapp", "deep"), ("inmanta_plugins.webapp", ""), ("", ""),
+    ):  # fmt: skip
+        assert not local.remote_call(hostile_side.get_resource, package, name)
+    assert local.remote_call(remote.pid)
     assert "(its file secret.py)" in caplog.text
+
+
+DOUBLING = b"".join(b"\x94h%c\x86" % number for number in range(60))
 
 
 @pytest.mark.parametrize(
     "data",
     [
         pytest.param(b"\x80\x02)" + b"\x85" * 230_000 + b".", id="nested"),
-        pytest.param(
-            b"\x80\x04)" + b"".join(b"\x94h%c\x86" % number for number in range(60)) + b".",
-            id="doubling",
-        ),
+        pytest.param(b"\x80\x04)" + DOUBLING + b".", id="doubling"),
         pytest.param(pickle.dumps(("inmanta_plugins.webapp", "x" * 3_000)), id="long"),
         pytest.param(pickle.dumps(("inmanta_plugins.webapp", 1)), id="a number"),
         pytest.param(b"", id="empty"),
     ],
 )
 def test_a_request_for_a_data_file_holds_up_nobody(
-    data: bytes, remote: types.ModuleType, caplog: pytest.LogCaptureFixture
+    data: bytes, local: Proxy, remote: types.ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Proxy(LOCAL) as proxy:
-        assert proxy.remote_call(remote.pid)
-        before = time.thread_time_ns()
-        proxy.remote_call(hostile_side.send, mitogen.core.GET_RESOURCE, data)
-        assert proxy.remote_call(remote.pid)
-        assert time.thread_time_ns() - before < 10 * 10**9
+    local.remote_call(hostile_side.send, mitogen.core.GET_RESOURCE, data)
+    assert local.remote_call(remote.pid)
     assert "a data file that can't be one: refused" in caplog.text
 
 
-@pytest.mark.parametrize("which", ["that is sent", "of mitogen", "data file"])
+@pytest.mark.parametrize("which", ["module", "data file"])
 def test_a_host_that_asks_for_the_same_again_and_again_is_cut_off(
-    which: str, remote: types.ModuleType, caplog: pytest.LogCaptureFixture
+    which: str, local: Proxy, remote: types.ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
     handle, data = {
-        "that is sent": (mitogen.core.GET_MODULE, b"inmanta_plugins.webapp.remote"),
-        "of mitogen": (mitogen.core.GET_MODULE, b"mitogen.parent"),
+        "module": (mitogen.core.GET_MODULE, b"inmanta_plugins.webapp.remote"),
         "data file": (
             mitogen.core.GET_RESOURCE,
             pickle.dumps(("inmanta_plugins.webapp", "data.txt"), 2),
         ),
     }[which]
-    with Proxy(LOCAL) as proxy:
-        assert proxy.remote_call(remote.pid)
-        with pytest.raises(RemoteException, match="connection was lost"):
-            proxy.remote_call(hostile_side.send, handle, data, MOST_STRAYS + 50_000)
+    assert local.remote_call(remote.pid)
+    with pytest.raises(RemoteException, match="connection was lost"):
+        local.remote_call(hostile_side.send, handle, data, MOST_STRAYS + 50_000)
     assert "it is cut off" in caplog.text
 
 
 def test_of_mitogen_a_host_gets_what_there_is_and_nothing_is_imported_for_it(
-    remote: types.ModuleType, caplog: pytest.LogCaptureFixture
+    local: Proxy, remote: types.ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Proxy(LOCAL) as proxy:
-        assert proxy.remote_call(remote.pid)
-        router = proxy.context.router
-        known = len(router.responder._cache)
-        loaded = set(sys.modules)
-        for number in range(500):
-            name = b"mitogen.x%d" % number
-            proxy.remote_call(hostile_side.request_module, name)
-        for name in (b"mitogen.parent.os", b"mitogen.ansible_mitogen", b"mitogen.sudo"):
-            proxy.remote_call(hostile_side.request_module, name)
-        assert proxy.remote_call(remote.pid)
-        sent, _ = proxy.remote_call(hostile_side.held_modules)
-        assert len(router.responder._cache) < known + 10
+    assert local.remote_call(remote.pid)
+    cache = local.context.router.responder._cache
+    known, loaded = len(cache), set(sys.modules)
+    request_modules(local, *(b"mitogen.x%d" % number for number in range(200)))
+    request_modules(local, b"mitogen.parent.os", b"mitogen.ansible_mitogen", b"mitogen.sudo")
+    assert local.remote_call(remote.pid)
+    sent, _ = local.remote_call(hostile_side.held_modules)
+    assert len(cache) < known + 10
     assert "mitogen.sudo" in sent
     assert not {name for name in set(sys.modules) - loaded if name.startswith("mitogen.")}
     assert not caplog.records
 
 
-def test_a_host_gets_nothing_that_another_one_may_have(remote: types.ModuleType) -> None:
+def test_a_host_gets_nothing_that_another_one_may_have(
+    local: Proxy, agent: pathlib.Path, remote: types.ModuleType
+) -> None:
     other = importlib.import_module("other_tool").other
-    with Proxy(LOCAL) as proxy, Proxy({**LOCAL, "name": "the-other-host"}) as second:
+    with Proxy({**LOCAL, "name": "the-other-host"}) as second:
         assert second.remote_call(other) == "other"
-        assert proxy.remote_call(remote.all_of_it)
-        for name in ("other_tool", "toplevel_tool.part.leaf"):
-            second.remote_call(hostile_side.request_module, name.encode())
-            proxy.remote_call(hostile_side.request_module, name.encode())
+        assert local.remote_call(remote.all_of_it)
+        for proxy in (second, local):
+            request_modules(proxy, b"other_tool", b"toplevel_tool.part.leaf")
         assert second.remote_call(other) == "other"
-        told = proxy.remote_call(hostile_side.held_texts)
-        first, _ = proxy.remote_call(hostile_side.held_modules)
+        told = local.remote_call(hostile_side.held_texts)
+        first, _ = local.remote_call(hostile_side.held_modules)
         other_one, _ = second.remote_call(hostile_side.held_modules)
     assert "toplevel_tool.part.leaf" in first
     assert "other_tool" not in first
     assert "other_tool" in other_one
     assert "toplevel_tool.part.leaf" not in other_one
-    for leak in ("the-other-host", "needy", "secret", "canary"):
+    for leak in ("the-other-host", "needy", "secret", "canary", str(agent)):
         assert leak not in told
 
 
-def test_a_host_is_told_nothing_of_the_agents_files(
-    agent: pathlib.Path, remote: types.ModuleType
+def test_more_can_be_allowed(
+    local: Proxy, remote: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Proxy(LOCAL) as proxy:
-        assert proxy.remote_call(remote.all_of_it)
-        told = proxy.remote_call(hostile_side.held_texts)
-    assert str(agent) not in told
-
-
-def test_more_can_be_allowed(remote: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "_explicit", set())
-    with Proxy(LOCAL) as proxy:
-        allow_modules("toplevel_canary")
-        assert proxy.remote_call(remote.by_name, "toplevel_canary") == "toplevel_canary"
+    allow_modules("toplevel_canary")
+    assert local.remote_call(remote.by_name, "toplevel_canary") == "toplevel_canary"
 
 
 def test_what_was_refused_is_sent_when_it_is_needed_after_all(
@@ -359,16 +337,19 @@ def test_what_was_refused_is_sent_when_it_is_needed_after_all(
     assert proxy.remote_call(other) == "other"
 
 
+def test_mitogens_own_call_of_a_function_works(local: Proxy, remote: types.ModuleType) -> None:
+    assert local.context.call(remote.all_of_it)
+    other = importlib.import_module("other_tool").other
+    assert local.context.call_async(other).get().unpickle() == "other"
+
+
 def test_a_compiled_module_fails_by_name(
-    agent: pathlib.Path, remote: types.ModuleType, caplog: pytest.LogCaptureFixture
+    local: Proxy, agent: pathlib.Path, remote: types.ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     (agent / f"only_compiled{importlib.machinery.EXTENSION_SUFFIXES[0]}").write_bytes(b"\x7fELF")
-    with (
-        Proxy(LOCAL) as proxy,
-        pytest.raises(RemoteException, match="unable to serve 'only_compiled'.*native"),
-    ):
-        proxy.remote_call(remote.compiled)
+    with pytest.raises(RemoteException, match="unable to serve 'only_compiled'.*native"):
+        local.remote_call(remote.compiled)
     assert "'only_compiled', which has no Python source on the agent" in caplog.text
 
 
@@ -377,16 +358,13 @@ def test_a_compiled_module_fails_by_name(
 WITHOUT_INMANTA = {**LOCAL, "python_path": [support.interpreter_for_everyone()]}
 
 
-def test_a_function_whose_file_needs_inmanta_runs_where_there_is_one() -> None:
+def test_a_function_whose_file_or_package_needs_inmanta_runs_where_there_is_one(
+    local: Proxy,
+) -> None:
     never = importlib.import_module("inmanta_plugins.needy.remote").never
-    with Proxy(LOCAL) as proxy:
-        assert proxy.remote_call(never) == "resource"
-
-
-def test_a_function_of_a_package_of_handlers_runs_where_there_is_inmanta() -> None:
+    assert local.remote_call(never) == "resource"
     in_init = importlib.import_module("inmanta_plugins.needy").in_init
-    with Proxy(LOCAL) as proxy:
-        assert proxy.remote_call(in_init) == 1
+    assert local.remote_call(in_init) == 1
 
 
 @pytest.mark.parametrize(
@@ -412,19 +390,9 @@ def test_there_is_advice_for_a_function_whose_module_lacks_something_on_the_host
 
 
 def test_what_a_package_of_handlers_imports_is_not_loaded_for_a_function_beside_it(
-    remote: types.ModuleType,
+    local: Proxy, remote: types.ModuleType
 ) -> None:
-    with Proxy(LOCAL) as proxy:
-        assert "inmanta" not in proxy.remote_call(remote.loaded)
-
-
-# Calls by mitogen's own means
-
-
-def test_mitogens_own_call_of_a_function_works(proxy: Proxy, remote: types.ModuleType) -> None:
-    assert proxy.context.call(remote.all_of_it)
-    other = importlib.import_module("other_tool").other
-    assert proxy.context.call_async(other).get().unpickle() == "other"
+    assert "inmanta" not in local.remote_call(remote.loaded)
 
 
 # What is found in sources
@@ -465,9 +433,7 @@ def test_what_a_statement_imports_is_found(
     assert found <= imports_of_probe_module() if found else not imports_of_probe_module()
 
 
-def test_a_module_that_was_changed_is_sent_anew(
-    proxy: Proxy, agent: pathlib.Path, remote: types.ModuleType
-) -> None:
+def test_a_module_that_was_changed_is_sent_anew(proxy: Proxy, agent: pathlib.Path) -> None:
     module = importlib.import_module("other_tool")
     assert proxy.remote_call(module.other) == "other"
     (agent / "other_tool.py").write_text(
