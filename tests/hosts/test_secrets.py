@@ -6,12 +6,8 @@ text of an object, or the arguments, environment and files of a process.
 import collections.abc
 import contextlib
 import dataclasses
-import json
 import logging
-import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 import threading
 import traceback
@@ -19,14 +15,12 @@ import traceback
 import far_side
 import mitogen.core
 import pytest
-from reach import Context
 
 import support
 from inmanta_plugins.mitogen import ConnectError, Proxy
 from inmanta_plugins.mitogen.connections import hub as connect
 from pytest_inmanta_mitogen import SshHost
-
-METHODS = ("ssh", "sudo", "su", "doas")
+from support import LOCAL, Context
 
 
 @dataclasses.dataclass
@@ -97,29 +91,32 @@ def all_logs(caplog: pytest.LogCaptureFixture) -> collections.abc.Iterator[None]
         logger.setLevel(level)
 
 
-def context_of(
-    method: str, user: support.User, asked: support.User, server: SshHost, password: str | None
+@pytest.fixture
+def context(
+    request: pytest.FixtureRequest, user: support.User, asked: support.User, server: SshHost
 ) -> Context:
-    ssh = {**server.serialized(), "username": asked.name, "password": asked.password}
-    python = server.serialized()["python_path"]
-    ssh["ssh_args"] = [*ssh.get("ssh_args", []), "-o", "PubkeyAuthentication=no"]
-    ssh.pop("identity_file", None)
+    """
+    The context of a method that needs a password, after a login that needs one too.
+    """
+    method = request.param
+    ssh = server.serialized(username=asked.name, password=asked.password, identity_file=None)
+    ssh["ssh_args"] = [*ssh["ssh_args"], "-o", "PubkeyAuthentication=no"]
     if method == "ssh":
-        return {**ssh, "password": password or asked.password}
-    prompts = {"su": "Password:", "doas": "password:"}
-    # The user's own for sudo and doas, that of the other user for su.
-    own = asked.password if method != "su" else user.password
-    hop = {
-        "method_name": method,
-        "name": "",
-        "username": "root" if method != "su" else user.name,
-        "password": password or own,
-        "python_path": python,
-        "via": ssh,
-    }
-    if method in prompts:
-        hop["password_prompt"] = prompts[method]
-    return hop
+        return ssh
+    hop = {"method_name": method, "name": "", "python_path": ssh["python_path"], "via": ssh}
+    if method == "su":
+        own = {"username": user.name, "password": user.password, "password_prompt": "Password:"}
+        return {**hop, **own}
+    prompt = {"password_prompt": "password:"} if method == "doas" else {}
+    return {**hop, "username": "root", "password": asked.password, **prompt}
+
+
+each_method = pytest.mark.parametrize("context", ["ssh", "sudo", "su", "doas"], indirect=True)
+
+
+def assert_not_logged(caplog: pytest.LogCaptureFixture, secret: str) -> None:
+    assert secret not in caplog.text
+    assert secret not in "".join(str(vars(record)) for record in caplog.records)
 
 
 def texts_of(proxy: Proxy) -> str:
@@ -137,16 +134,11 @@ def texts_of(proxy: Proxy) -> str:
     return "\n".join(f"{thing!r} {thing!s}" for thing in objects)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@each_method
 @pytest.mark.usefixtures("all_logs")
 def test_a_password_that_is_used_shows_nowhere(
-    method: str,
-    user: support.User,
-    asked: support.User,
-    server: SshHost,
-    caplog: pytest.LogCaptureFixture,
+    context: Context, asked: support.User, caplog: pytest.LogCaptureFixture
 ) -> None:
-    context = context_of(method, user, asked, server, None)
     watches = [Watch(asked.password), Watch(context["password"])]
     with contextlib.ExitStack() as stack:
         for watch in watches:
@@ -157,38 +149,30 @@ def test_a_password_that_is_used_shows_nowhere(
             environment, _, _ = proxy.run(
                 "sh", ["-c", "cat /proc/self/environ /proc/$PPID/environ"]
             )
-    expected = {"ssh": asked.name, "su": user.name}.get(method, "root")
-    assert who == expected  # the password was needed, and did its work
+    assert who == context["username"]  # the password was needed, and did its work
     for watch in watches:
         assert watch.rounds > 0
         assert watch.found == set()
-        assert watch.secret not in caplog.text + shown + environment
-        assert watch.secret not in "".join(str(vars(record)) for record in caplog.records)
+        assert watch.secret not in shown + environment
+        assert_not_logged(caplog, watch.secret)
     assert "mitogen" in {record.name.split(".")[0] for record in caplog.records}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@each_method
 @pytest.mark.usefixtures("all_logs")
 def test_a_wrong_password_shows_nowhere(
-    method: str,
-    user: support.User,
-    asked: support.User,
-    server: SshHost,
-    caplog: pytest.LogCaptureFixture,
+    context: Context, asked: support.User, caplog: pytest.LogCaptureFixture
 ) -> None:
     canary = "Canary-6f1d-wrong"
-    proxy = Proxy(context_of(method, user, asked, server, canary))
+    proxy = Proxy({**context, "password": canary})
     watch = Watch(canary)
     with watch.watching(), pytest.raises(ConnectError) as caught:
         proxy.connect()
     error = caught.value
-    told = (
-        "".join(traceback.format_exception(error)) + repr(error) + repr(vars(error)) + repr(proxy)
-    )
+    told = "".join(traceback.format_exception(error)) + repr((error, vars(error), proxy))
     for secret in (canary, asked.password):
         assert secret not in told
-        assert secret not in caplog.text
-        assert secret not in "".join(str(vars(record)) for record in caplog.records)
+        assert_not_logged(caplog, secret)
     assert watch.found == set()
 
 
@@ -198,7 +182,7 @@ def test_a_secret_argument_shows_in_no_log_of_mitogens(
     secrets = [mitogen.core.Secret(f"s3cr3t-{number}") for number in range(9)]
     for name in ("mitogen", "inmanta_plugins"):
         caplog.set_level(1, logger=name)
-    with Proxy({"method_name": "local", "python_path": [sys.executable]}) as proxy:
+    with Proxy(LOCAL) as proxy:
         proxy.remote_call(far_side.nap, 0)
         for call in (proxy.remote_call, proxy.context.call):
             call(far_side.is_text, secrets[0])
@@ -207,23 +191,3 @@ def test_a_secret_argument_shows_in_no_log_of_mitogens(
         assert all(future.result(60) for future in futures)
     assert "Dispatcher" in caplog.text
     assert "s3cr3t" not in caplog.text
-
-
-def test_the_watch_finds_what_shows(tmp_path: pathlib.Path) -> None:
-    canary = "Canary-51ab-shown"
-    watch = Watch(canary)
-    with tempfile.NamedTemporaryFile("w") as file:
-        file.write(json.dumps({"password": canary}))
-        file.flush()
-        watch.look()
-        assert watch.found == {file.name}
-
-    with subprocess.Popen(["sleep", "60"], env={"CANARY": canary, **os.environ}) as process:
-        try:
-            for _ in range(100):
-                watch.look()
-                if f"/proc/{process.pid}/environ" in watch.found:
-                    break
-        finally:
-            process.kill()
-    assert f"/proc/{process.pid}/environ" in watch.found
