@@ -4,7 +4,6 @@ import collections.abc
 import os
 import pathlib
 import platform
-import pwd
 import shlex
 import shutil
 import subprocess
@@ -128,7 +127,6 @@ def there() -> collections.abc.Iterator[pathlib.Path]:
     private.mkdir()
     shutil.copy(directory / "exits3", private / "python")
     (directory / "into-private").symlink_to("private/python")
-    (directory / "linked").symlink_to("private")
     script(directory / "not-for-you", "exit 0", mode=0o710 if AS_NOBODY else 0o011)
     private.chmod(0o700 if AS_NOBODY else 0)
     yield directory
@@ -141,53 +139,38 @@ def there() -> collections.abc.Iterator[pathlib.Path]:
 #: python_path (HERE is the directory with all sorts), what it is, what is named, the exit status.
 REQUESTED = [
     (["HERE/good"], Status.USABLE, "HERE/good", 0),
-    (["HERE/good", "-E"], Status.USABLE, "HERE/good", 0),
     (["HERE/chatty"], Status.USABLE, "HERE/chatty", 0),
-    (["/usr/bin/env", "A=b", "HERE/good"], Status.USABLE, "/usr/bin/env", 0),
     (["env", "PATH=HERE", "good"], Status.USABLE, "env", 0),
     (["/bin/sh", "-c", 'exec HERE/good "$@"', "sh"], Status.USABLE, "/bin/sh", 0),
     (["HERE/old"], Status.TOO_OLD, "HERE/old", 0),
-    (["/usr/bin/env", "HERE/old"], Status.TOO_OLD, "/usr/bin/env", 0),
     (["HERE/missing"], Status.MISSING, "HERE/missing", None),
     (["HERE/no/such/directory/python3"], Status.MISSING, "HERE/no/such/directory/python3", None),
     (["HERE/plain/python3"], Status.MISSING, "HERE/plain/python3", None),
-    (["HERE/exits3/"], Status.MISSING, "HERE/exits3/", None),
     (["python9"], Status.MISSING, "python9", None),
-    (["./python9"], Status.MISSING, "./python9", None),
     (["python 9's $HOME !"], Status.MISSING, "python 9's $HOME !", None),
     ([""], Status.MISSING, " ", None),
     (["/usr/bin/env", "python9"], Status.MISSING, "python9", 127),
     (["/usr/bin/env", "-S", "python9 -E"], Status.MISSING, "python9", 127),
     (["/usr/bin/env", "P=/a/python/b", "python9"], Status.MISSING, "python9", 127),
-    (["/usr/bin/env", "-i", "PATH=HERE", "missing"], Status.MISSING, "missing", 127),
     (["nice", "-n", "5", "python9", "-E"], Status.MISSING, "python9", 127),
     (["/bin/sh", "-c", 'exec python9 "$@"', "sh"], Status.MISSING, "python9", 127),
-    (["/usr/bin/env", "HERE/missing"], Status.MISSING, "HERE/missing", 127),
-    (["HERE/no-env", "python3"], Status.MISSING, "HERE/no-env", None),
     (["source", "HERE/missing", "&&", "python3"], Status.FAILED, "/bin/sh", 2),
     (["HERE/exits127"], Status.MISSING, "HERE/exits127", 127),
     (["HERE/headless"], Status.MISSING, "HERE/headless", 127),
     (["HERE/plain"], Status.MISSING, "HERE/plain", None),
-    (["/dev/null"], Status.MISSING, "/dev/null", None),
     (["/usr/bin/env", "HERE/plain"], Status.MISSING, "HERE/plain", 126),
-    (["/bin/sh", "-c", "exec HERE/plain", "sh"], Status.MISSING, "HERE/plain", 126),
     (["HERE/directory"], Status.MISSING, "HERE/directory", None),
-    (["HERE/directory/"], Status.MISSING, "HERE/directory/", None),
     (["/usr/bin/env", "HERE/directory"], Status.MISSING, "HERE/directory", 126),
     (["HERE/dangling"], Status.MISSING, "HERE/dangling", None),
     (["HERE/loop"], Status.MISSING, "HERE/loop", None),
-    (["/usr/bin/env", "HERE/dangling"], Status.MISSING, "HERE/dangling", 127),
     (["HERE/private/python"], Status.PERMISSION_DENIED, "HERE/private/python", None),
-    (["HERE/private/a/b"], Status.PERMISSION_DENIED, "HERE/private/a/b", None),
     (["HERE/into-private"], Status.PERMISSION_DENIED, "HERE/into-private", None),
-    (["HERE/linked/python"], Status.PERMISSION_DENIED, "HERE/linked/python", None),
     (["HERE/not-for-you"], Status.PERMISSION_DENIED, "HERE/not-for-you", None),
     (["env", "HERE/not-for-you"], Status.PERMISSION_DENIED, "HERE/not-for-you", 126),
     (["HERE/exits3"], Status.FAILED, "HERE/exits3", 3),
     (["/usr/bin/env", "HERE/exits3"], Status.FAILED, "/usr/bin/env", 3),
     (["HERE/café à deux/exits3"], Status.FAILED, "HERE/café à deux/exits3", 3),
     (["HERE/latin1"], Status.FAILED, "HERE/latin1", 1),
-    (["false"], Status.FAILED, "false", 1),
 ]
 
 
@@ -234,24 +217,6 @@ def test_a_directory_on_the_path_that_is_closed_to_the_user_makes_no_name_denied
         assert (report.requested.status, report.requested.name) == (Status.MISSING, "python9")
 
 
-def test_a_version_is_told_with_a_usable_and_with_an_old_interpreter(
-    router: Router, there: pathlib.Path
-) -> None:
-    assert ask(router, [str(there / "good")]).requested.version == platform.python_version()
-    assert ask(router, [str(there / "old")]).requested.version == "3.5.2"
-
-
-def test_python_2_is_too_old(router: Router) -> None:
-    home = pathlib.Path(pwd.getpwuid(os.getuid()).pw_dir)
-    old = sorted(home.glob(".pyenv/versions/2.7.*/bin/python"))
-    old += [pathlib.Path(path) for path in [shutil.which("python2.7")] if path and not old]
-    if not old:
-        pytest.skip("needs Python 2.7, not installed here")
-    requested = ask(router, [str(old[0])]).requested
-    assert requested.status is Status.TOO_OLD
-    assert (requested.version or "").startswith("2.7.")
-
-
 def test_the_output_of_a_failing_interpreter_comes_back_as_it_was(
     router: Router, there: pathlib.Path
 ) -> None:
@@ -272,6 +237,16 @@ def test_a_long_output_comes_back_from_its_end(router: Router) -> None:
     assert 1000 < len(requested.output) < 2000
 
 
+@pytest.fixture
+def little_patience(monkeypatch: pytest.MonkeyPatch) -> collections.abc.Iterator[None]:
+    """Has hosts wait for an interpreter's answer for two seconds instead of five."""
+    monkeypatch.setattr("inmanta_plugins.mitogen.settings.PROBE_SECONDS", 2)
+    interpreters._command.cache_clear()
+    yield
+    interpreters._command.cache_clear()
+
+
+@pytest.mark.usefixtures("little_patience")
 def test_a_silent_interpreter_is_given_up(router: Router, there: pathlib.Path) -> None:
     requested = ask(router, [str(there / "silent")]).requested
     assert requested.status is Status.FAILED
@@ -297,12 +272,8 @@ def test_any_shell_can_report(router: Router, there: pathlib.Path, shell: str) -
         ("good", Status.USABLE),
         ("missing", Status.MISSING),
         ("plain", Status.MISSING),
-        ("directory", Status.MISSING),
-        ("dangling", Status.MISSING),
         ("loop", Status.MISSING),
         ("old", Status.TOO_OLD),
-        ("exits3", Status.FAILED),
-        ("exits127", Status.MISSING),
         ("headless", Status.MISSING),
         ("café à deux/exits3", Status.FAILED),
     ]:
@@ -351,11 +322,9 @@ def test_the_words_of_programs_do_not_matter(
 BANNER = "*" * 60
 NOISE = [
     "printf 'no end of line'",
-    "printf 'no end of line' >&2",
     f"for i in $(seq 300); do echo '{BANNER}'; done",
     "printf '[[inmanta-python requested failed 3 %% x %%'",
     "echo '[[inmanta-python]] [[inmanta-python requested]] [[inmanta-python x y]]'",
-    "echo 'bash: warning: setlocale: LC_ALL: cannot change locale (fr_FR.UTF-8)' >&2",
     "(sleep 0.05; echo later; echo later >&2) & echo now",
 ]
 
@@ -506,66 +475,35 @@ def host(tmp_path: pathlib.Path) -> Host:
     return host
 
 
-#: The interpreters of a host, and which of them it chooses.
+#: The interpreters of a host: path and version. It chooses the first.
 CHOICES = [
-    ({"/opt/a/bin/python3.9": "3.9.1"}, "/opt/a/bin/python3.9"),
-    ({"/usr/libexec/platform-python": "3.6.8"}, "/usr/libexec/platform-python"),
-    ({"/usr/local/bin/python": "3.8.0"}, "/usr/local/bin/python"),
-    ({"/opt/rh/x/root/usr/bin/python3": "3.6.9"}, "/opt/rh/x/root/usr/bin/python3"),
-    ({"/home/.local/bin/python3.11": "3.11.0"}, "/home/.local/bin/python3.11"),
-    (
-        {"/home/.pyenv/versions/3.7.1/bin/python3": "3.7.1"},
-        "/home/.pyenv/versions/3.7.1/bin/python3",
-    ),
-    (
-        {"/usr/local/bin/python3.9": "3.9.1", "/opt/a/bin/python3.12": "3.12.1"},
-        "/opt/a/bin/python3.12",
-    ),
-    (
-        {"/usr/local/bin/python3.10": "3.10.1", "/usr/local/bin/python3.9": "3.9.9"},
-        "/usr/local/bin/python3.10",
-    ),
-    (
-        {"/usr/local/bin/python3": "3.9.1", "/usr/libexec/platform-python": "3.6.8"},
-        "/usr/local/bin/python3",
-    ),
-    (
-        {"/usr/local/bin/python3.6": "3.6.8", "/opt/b/bin/python3": "3.11.4"},
-        "/opt/b/bin/python3",
-    ),
-    (
-        {"/usr/local/bin/python": "2.7.18", "/opt/b/bin/python3": "3.7.4"},
-        "/opt/b/bin/python3",
-    ),
-    (
-        {"/usr/local/bin/python3": "3.5.2", "/usr/libexec/platform-python": "3.6.8"},
-        "/usr/libexec/platform-python",
-    ),
-    (  # A name promises nothing.
-        {"/usr/local/bin/python3.12": "3.8.1", "/opt/b/bin/python3.11": "3.11.4"},
-        "/opt/b/bin/python3.11",
-    ),
-    (
-        {"/usr/local/bin/python3.15": "3.15.0a3", "/opt/b/bin/python3.11": "3.11.4"},
-        "/opt/b/bin/python3.11",
-    ),
-    ({"/usr/local/bin/python3.15": "3.15.0a3"}, "/usr/local/bin/python3.15"),
+    "/opt/a/bin/python3.9 3.9.1",
+    "/usr/libexec/platform-python 3.6.8",
+    "/opt/rh/x/root/usr/bin/python3 3.6.9",
+    "/home/.local/bin/python3.11 3.11.0",
+    "/opt/a/bin/python3.12 3.12.1, /usr/local/bin/python3.9 3.9.1",
+    "/usr/local/bin/python3.10 3.10.1, /usr/local/bin/python3.9 3.9.9",
+    "/usr/local/bin/python3 3.9.1, /usr/libexec/platform-python 3.6.8",
+    "/opt/b/bin/python3 3.7.4, /usr/local/bin/python 2.7.18",
+    "/usr/libexec/platform-python 3.6.8, /usr/local/bin/python3 3.5.2",
+    # A name promises nothing.
+    "/opt/b/bin/python3.11 3.11.4, /usr/local/bin/python3.12 3.8.1",
+    "/opt/b/bin/python3.11 3.11.4, /usr/local/bin/python3.15 3.15.0a3",
+    "/usr/local/bin/python3.15 3.15.0a3",
 ]
 
 
-@pytest.mark.parametrize(("there_are", "chosen"), CHOICES)
-def test_a_host_chooses_its_newest_interpreter(
-    router: Router, host: Host, there_are: dict[str, str], chosen: str
-) -> None:
-    for path, version in there_are.items():
+@pytest.mark.parametrize("there_are", CHOICES)
+def test_a_host_chooses_its_newest_interpreter(router: Router, host: Host, there_are: str) -> None:
+    interpreters = [words.split() for words in there_are.split(", ")]
+    for path, version in interpreters:
         host.put(path, version)
-    assert host.chosen(router).endswith(chosen)
+    assert host.chosen(router).endswith(interpreters[0][0])
 
 
 DEFECTS = {
     "does not start": "exit 1",
     "is a shim of a version that is not there": "echo 'shim: no such version' >&2; exit 127",
-    "prints something else": "echo 3.12.1",
     "says nothing and ends well": "exit 0",
 }
 
@@ -579,7 +517,7 @@ def test_an_interpreter_that_does_not_run_is_not_chosen(
     assert host.chosen(router).endswith("/opt/a/bin/python3.9")
 
 
-@pytest.mark.parametrize("module", ["zlib", "pty", "select"])
+@pytest.mark.parametrize("module", ["zlib", "pty"])
 def test_an_interpreter_that_lacks_what_mitogen_needs_is_not_chosen(
     router: Router, host: Host, module: str
 ) -> None:
@@ -741,6 +679,7 @@ def test_interpreters_without_end_are_not_all_tried(router: Router, host: Host) 
 
 
 @pytest.mark.parametrize("has_timeout", [True, False])
+@pytest.mark.usefixtures("little_patience")
 def test_silent_interpreters_are_given_up(router: Router, host: Host, has_timeout: bool) -> None:
     if not has_timeout:
         timeout = support.find_program("timeout")
@@ -755,22 +694,10 @@ def test_silent_interpreters_are_given_up(router: Router, host: Host, has_timeou
 # Small things
 
 
-@pytest.mark.parametrize(
-    ("python_path", "auto"),
-    [
-        (["auto"], True),
-        (("auto",), True),
-        ("auto", True),
-        (None, False),
-        ([], False),
-        (["/usr/bin/auto"], False),
-        (["auto", "-E"], False),
-        (["python3"], False),
-        ("python3", False),
-    ],
-)
-def test_only_the_word_alone_is_auto(python_path: object, auto: bool) -> None:
-    assert options.is_auto(python_path) is auto
+def test_only_the_word_alone_is_auto() -> None:
+    assert all(map(options.is_auto, [["auto"], ("auto",), "auto"]))
+    others: list[object] = [None, [], ["/usr/bin/auto"], ["auto", "-E"], ["python3"], "python3"]
+    assert not any(map(options.is_auto, others))
 
 
 def test_nobody_can_change_the_next_ones_command() -> None:
