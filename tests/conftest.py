@@ -15,7 +15,6 @@ import threading
 import host_files
 import mitogen.core
 import pytest
-import reach
 
 import support
 from inmanta_plugins.mitogen import Proxy
@@ -151,22 +150,3 @@ def pytest_make_collect_report() -> collections.abc.Generator[None, object, obje
     assert isinstance(report, pytest.CollectReport)
     fail_if_skipped(report)
     return report
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    """
-    Prints, method by method, what was connected and with which options.
-    """
-    ended = [
-        test
-        for tests in terminalreporter.stats.values()
-        for test in tests
-        if isinstance(test, pytest.TestReport) and test.when == "teardown"
-    ]
-    lines = reach.report(ended, with_errors=config.get_verbosity() > 0)
-    if lines:
-        terminalreporter.section("ways to reach a host")
-        for line in lines:
-            terminalreporter.write_line(line)

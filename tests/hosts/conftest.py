@@ -8,7 +8,6 @@ import collections.abc
 import pytest
 from hosts.container import Container, running_container
 from hosts.stand_ins import StandIns
-from reach import Fails, Reach
 
 import support
 from pytest_inmanta_mitogen import SshHost
@@ -109,22 +108,3 @@ def leader_stand_ins(tmp_path_factory: pytest.TempPathFactory, container: Contai
     stand_ins = StandIns(tmp_path_factory.mktemp("stand-ins"))
     stand_ins.install(container.leader)
     return stand_ins
-
-
-# For the report, which tests/conftest.py prints
-
-
-@pytest.fixture
-def reach(request: pytest.FixtureRequest) -> Reach:
-    """
-    Connects to a host, for the report to tell.
-    """
-    return Reach(request.node.user_properties)
-
-
-@pytest.fixture
-def fails(request: pytest.FixtureRequest) -> Fails:
-    """
-    Connects in vain, and notes what the error says.
-    """
-    return Fails(request.node.user_properties)

@@ -14,18 +14,13 @@ from hosts import commands
 @dataclasses.dataclass(frozen=True)
 class StandIns:
     """
-    The stand-ins of all programs of the module ``commands``.
+    The stand-ins of all programs of the module ``commands``. They know one container, "box", one
+    pod of that name, in the namespace "prod", and one image, "debian".
 
     :attr directory: Where their executables are.
-    :attr container: The name of the one container they know, and of the one pod.
-    :attr namespace: The pod's namespace.
-    :attr image: The name of the one image they know.
     """
 
     directory: pathlib.Path
-    container: str = "box"
-    namespace: str = "prod"
-    image: str = "debian"
 
     def install(self, leader: int) -> None:
         """
@@ -34,11 +29,8 @@ class StandIns:
         :param leader: The process id that they tell for the container's first process.
         """
         state = self.directory / "state.json"
-        settings = {
-            "containers": {self.container: leader, f"{self.namespace}/{self.container}": leader},
-            "images": [self.image],
-            "log": self.path("log"),
-        }
+        containers = {"box": leader, "prod/box": leader}
+        settings = {"containers": containers, "images": ["debian"], "log": self.path("log")}
         state.write_text(json.dumps(settings))
         for program in commands.PROGRAMS:
             script = [sys.executable, "-I", "-S", commands.__file__, program, str(state)]

@@ -11,23 +11,22 @@ import typing
 import uuid
 
 import pytest
-from hosts.container import Container
+from hosts.container import Container, in_podman
 from hosts.stand_ins import StandIns
-from reach import Context, Reach
 
 import support
 from inmanta_plugins.mitogen import Proxy
 from pytest_inmanta_mitogen import SshHost
+from support import LOCAL, Context
 
 pytestmark = pytest.mark.timeout(60)
 
-#: What every method can be told, apart from its interpreter and profiling.
+#: What every method can be told, apart from its interpreter, profiling and debugging.
 COMMON: Context = {
     "name": "somewhere",
     "remote_name": "agent",
     "connect_timeout": 20.0,
     "unidirectional": True,
-    "debug": True,
 }
 
 
@@ -38,11 +37,8 @@ def use(proxy: Proxy, user: str) -> None:
     :param user: Whom the calls have to run as.
     """
     assert proxy.run("id", ["-un"]) == (user, "", 0)
-    assert proxy.run("sh", ["-c", "echo $GREETING; exit 3"], env={"GREETING": "moin"}) == (
-        "moin",
-        "",
-        3,
-    )
+    moin = proxy.run("sh", ["-c", "echo $GREETING; exit 3"], env={"GREETING": "moin"})
+    assert moin == ("moin", "", 3)
     directory = f"/tmp/{uuid.uuid4()}"
     proxy.mkdir(directory)
     try:
@@ -74,28 +70,7 @@ def use_files(proxy: Proxy, user: str, directory: str) -> None:
     assert not proxy.file_exists(link)
 
 
-def variables(proxy: Proxy) -> dict[str, str]:
-    """
-    :return: The environment of what runs there.
-    """
-    stdout, _, _ = proxy.run("env")
-    return dict(line.split("=", 1) for line in stdout.splitlines() if "=" in line)
-
-
-def as_user(server: SshHost, user: support.User) -> Context:
-    """
-    :return: The context of a user who logs in with the server's key.
-    """
-    return server.serialized(name="login", username=user.name)
-
-
 # Local
-
-
-def test_local(reach: Reach) -> None:
-    context = {**COMMON, "method_name": "local", "python_path": [sys.executable]}
-    with reach(context) as proxy:
-        use(proxy, getpass.getuser())
 
 
 def logs_of(pid: int, kind: str) -> list[pathlib.Path]:
@@ -105,20 +80,20 @@ def logs_of(pid: int, kind: str) -> list[pathlib.Path]:
     return list(pathlib.Path("/tmp").glob(f"mitogen.{kind}{pid}.*.log"))
 
 
-def test_local_with_debug_writes_mitogens_own_log(reach: Reach) -> None:
-    context = {"method_name": "local", "python_path": [sys.executable], "debug": True}
-    with reach(context) as proxy:
+def test_local_with_debug_writes_mitogens_own_log() -> None:
+    with Proxy({**LOCAL, **COMMON, "debug": True}) as proxy:
+        use(proxy, getpass.getuser())
         [log] = logs_of(proxy.remote_call(os.getpid), "")
         assert "mitogen" in log.read_text()
+    log.unlink()
 
 
-def test_local_with_profiling_writes_a_profile(reach: Reach) -> None:
+def test_local_with_profiling_writes_a_profile() -> None:
     # mitogen profiles two threads at once, which Python refuses since 3.12.
     older = [one for one in support.find_interpreters() if one.version < (3, 12)]
     if not older:
         pytest.skip("needs a Python older than 3.12")
-    context = {"method_name": "local", "python_path": [older[-1].path], "profiling": True}
-    with reach(context) as proxy:
+    with Proxy({**LOCAL, "python_path": [older[-1].path], "profiling": True}) as proxy:
         pid = proxy.remote_call(os.getpid)
     support.wait_until(lambda: support.is_gone(pid), "the interpreter ends")
     logs = logs_of(pid, "stats.")
@@ -131,212 +106,171 @@ def test_local_with_profiling_writes_a_profile(reach: Reach) -> None:
 # Ssh
 
 
-def test_ssh_with_a_key(reach: Reach, mitogen_ssh_host: SshHost) -> None:
-    context = mitogen_ssh_host.serialized(
-        **COMMON, ssh_path="ssh", compression=True, identities_only=True
-    )
-    with reach(context) as proxy:
+def test_ssh_with_a_key(mitogen_ssh_host: SshHost) -> None:
+    more = {**COMMON, "ssh_path": "ssh", "compression": True, "identities_only": True}
+    with Proxy(mitogen_ssh_host.serialized(**more)) as proxy:
         use(proxy, getpass.getuser())
 
 
-def test_ssh_with_a_password(reach: Reach, server: SshHost, user: support.User) -> None:
-    context = server.serialized(
-        **COMMON,
-        username=user.name,
-        password=user.password,
-        identity_file=None,
-        compression=False,
-        identities_only=True,
-    )
-    with reach(context) as proxy:
+def test_ssh_with_a_password(server: SshHost, user: support.User) -> None:
+    more = {"identity_file": None, "compression": False, "identities_only": True}
+    context = server.serialized(**COMMON, **more, username=user.name, password=user.password)
+    with Proxy(context) as proxy:
         use(proxy, user.name)
     assert f"Accepted password for {user.name} " in server.log()
 
 
-def test_ssh_with_a_known_host_key(
-    reach: Reach, mitogen_ssh_host: SshHost, tmp_path: pathlib.Path
+def test_ssh_learns_a_host_key_and_then_knows_it(
+    mitogen_ssh_host: SshHost, tmp_path: pathlib.Path
 ) -> None:
     known_hosts = tmp_path / "known_hosts"
-    known_hosts.write_text(mitogen_ssh_host.known_hosts_line)
     arguments = ["-F", "/dev/null", "-o", f"UserKnownHostsFile={known_hosts}"]
-    context = mitogen_ssh_host.serialized(check_host_keys="enforce", ssh_args=arguments)
-    with reach(context) as proxy:
-        use(proxy, getpass.getuser())
-
-
-def test_ssh_accepts_a_host_key_that_is_not_known_yet(
-    reach: Reach, mitogen_ssh_host: SshHost, tmp_path: pathlib.Path
-) -> None:
-    known_hosts = tmp_path / "known_hosts"
-    arguments = [
-        *("-F", "/dev/null", "-o", f"UserKnownHostsFile={known_hosts}"),
-        *("-o", "HashKnownHosts=no"),
-    ]
-    context = mitogen_ssh_host.serialized(check_host_keys="accept", ssh_args=arguments)
-    with reach(context) as proxy:
-        use(proxy, getpass.getuser())
-    assert known_hosts.read_text() == mitogen_ssh_host.known_hosts_line
-
-
-def test_ssh_with_a_banner_keepalive_and_a_verbose_client(
-    reach: Reach, server: SshHost, python: str
-) -> None:
-    with SshHost(banner="Authorised personnel only, password: none\n") as host:
-        context = host.serialized(
-            ssh_debug_level=2, keepalive_enabled=True, keepalive_interval=5, keepalive_count=2
-        )
-        with reach(context) as proxy:
+    arguments += ["-o", "HashKnownHosts=no"]
+    for policy in ("accept", "enforce"):
+        more = {"check_host_keys": policy, "ssh_args": arguments}
+        with Proxy(mitogen_ssh_host.serialized(**more)) as proxy:
             use(proxy, getpass.getuser())
+        assert known_hosts.read_text() == mitogen_ssh_host.known_hosts_line
 
 
-@pytest.mark.parametrize("shell", ["bash", "dash", "zsh"])
-def test_ssh_to_a_noisy_login_shell(reach: Reach, server: SshHost, shell: str) -> None:
+def test_ssh_with_a_banner_keepalive_and_a_verbose_client() -> None:
+    keepalive = {"keepalive_enabled": True, "keepalive_interval": 5, "keepalive_count": 2}
+    with (
+        SshHost(banner="Authorised personnel only, password: none\n") as host,
+        Proxy(host.serialized(**keepalive, ssh_debug_level=2)) as proxy,
+    ):
+        use(proxy, getpass.getuser())
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_ssh_to_a_noisy_login_shell(server: SshHost, shell: str) -> None:
     support.need(shell)
-    path = support.find_program(shell)
-    assert path is not None
-    with support.temporary_user(shell=path) as user:
-        for file in (".bashrc", ".zshenv", ".profile"):
+    with support.temporary_user(shell=support.find_program(shell) or "") as user:
+        for file in (".bashrc", ".zshenv"):
             user.write(file, "echo 'Welcome to this host'; echo 'Mind the gap' >&2\n")
-        with reach(as_user(server, user)) as proxy:
+        with Proxy(server.serialized(username=user.name)) as proxy:
             use(proxy, user.name)
 
 
 @pytest.mark.parametrize("minor", range(6, 14), ids=lambda minor: f"3.{minor}")
-def test_ssh_to_a_host_with_python(reach: Reach, mitogen_ssh_host: SshHost, minor: int) -> None:
+def test_ssh_to_a_host_with_python(mitogen_ssh_host: SshHost, minor: int) -> None:
     interpreter = support.find_interpreter(3, minor)
     if interpreter is None:
         pytest.skip(f"needs Python 3.{minor}, in pyenv or on the PATH")
-    with reach(mitogen_ssh_host.serialized(python_path=[interpreter.path])) as proxy:
-        version = f"import sys; sys.exit(sys.version_info[:2] != (3, {minor}))"
-        assert proxy.run(interpreter.path, ["-c", version])[2] == 0
+    with Proxy(mitogen_ssh_host.serialized(python_path=[interpreter.path])) as proxy:
+        assert proxy.remote_call(eval, "__import__('sys').version_info[1]") == minor
         use(proxy, getpass.getuser())
 
 
 # Another user
 
 
-def test_sudo(reach: Reach, server: SshHost, trusted: support.User, python: str) -> None:
-    context = {
-        **COMMON,
-        "method_name": "sudo",
-        "python_path": [python],
-        "sudo_path": "/usr/bin/sudo",
-        "set_home": True,
-        "preserve_env": True,
-        "via": as_user(server, trusted),
-    }
-    with reach(context) as proxy:
-        use(proxy, "root")
-        assert variables(proxy)["HOME"] == "/root"
-        assert "SSH_CONNECTION" in variables(proxy)
+class Becoming(typing.NamedTuple):
+    """
+    A way to become another user. Of a text, ``{asked.password}`` is the password of `asked`.
+
+    :attr options: The context.
+    :attr login: The user who logs in by ssh before; none for the user who runs the tests.
+    :attr becomes: The user whom the calls run as.
+    :attr shown: What the environment there has.
+    :attr hidden: What it has not.
+    """
+
+    options: Context
+    login: str
+    becomes: str
+    shown: tuple[str, ...] = ()
+    hidden: str = "nothing of that kind"
 
 
-def test_sudo_with_a_password(
-    reach: Reach, server: SshHost, asked: support.User, user: support.User, python: str
+BECOMING = {
+    "sudo": Becoming(
+        {**COMMON, "sudo_path": "/usr/bin/sudo", "set_home": True, "preserve_env": True},
+        login="{trusted.name}",
+        becomes="root",
+        shown=("HOME=/root\n", "SSH_CONNECTION="),
+    ),
+    "sudo with a password": Becoming(
+        {
+            "username": "{user.name}",
+            "password": "{asked.password}",
+            "preserve_env": False,
+            "set_home": False,
+        },
+        login="{asked.name}",
+        becomes="{user.name}",
+        hidden="SSH_CONNECTION=",
+    ),
+    "sudo with a login shell": Becoming(
+        {"username": "{user.name}", "login": True},
+        login="{trusted.name}",
+        becomes="{user.name}",
+        shown=("FROM_PROFILE=yes\n",),
+    ),
+    # sudo ignores the role and the type on machines without SELinux.
+    "sudo with arguments and SELinux": Becoming(
+        {
+            "sudo_args": ["-H", "-u", "{user.name}"],
+            "selinux_role": "unconfined_r",
+            "selinux_type": "unconfined_t",
+        },
+        login="{trusted.name}",
+        becomes="{user.name}",
+    ),
+    "su with a password": Becoming(
+        {
+            **COMMON,
+            "su_path": "/bin/su",
+            "username": "{asked.name}",
+            "password": "{asked.password}",
+            "password_prompt": "Password:",
+            "incorrect_prompts": ["su: Authentication failure"],
+        },
+        login="{user.name}",
+        becomes="{asked.name}",
+    ),
+    "su of root": Becoming({"username": "{user.name}"}, login="", becomes="{user.name}"),
+    "doas": Becoming(
+        {**COMMON, "doas_path": "/usr/bin/doas"}, login="{trusted.name}", becomes="root"
+    ),
+    "doas with a password": Becoming(
+        {
+            "username": "root",
+            "password": "{asked.password}",
+            "password_prompt": "password:",
+            "incorrect_prompts": ["doas: Authentication failed"],
+        },
+        login="{asked.name}",
+        becomes="root",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", BECOMING)
+def test_becoming_another_user(
+    server: SshHost,
+    trusted: support.User,
+    asked: support.User,
+    user: support.User,
+    python: str,
+    way: str,
 ) -> None:
-    context = {
-        "method_name": "sudo",
-        "python_path": [python],
-        "username": user.name,
-        "password": asked.password,
-        "preserve_env": False,
-        "set_home": False,
-        "via": as_user(server, asked),
-    }
-    with reach(context) as proxy:
-        use(proxy, user.name)
-        assert "SSH_CONNECTION" not in variables(proxy)
+    def filled(value: typing.Any) -> typing.Any:
+        if isinstance(value, list):
+            return [filled(element) for element in value]
+        people = {"trusted": trusted, "asked": asked, "user": user}
+        return value.format(**people) if isinstance(value, str) else value
 
-
-def test_sudo_with_a_login_shell(
-    reach: Reach, server: SshHost, trusted: support.User, user: support.User, python: str
-) -> None:
     user.write(".profile", "export FROM_PROFILE=yes\n")
-    context = {
-        "method_name": "sudo",
-        "python_path": [python],
-        "username": user.name,
-        "login": True,
-        "via": as_user(server, trusted),
-    }
-    with reach(context) as proxy:
-        use(proxy, user.name)
-        assert variables(proxy)["FROM_PROFILE"] == "yes"
-
-
-def test_sudo_with_arguments_and_an_selinux_context(
-    reach: Reach, server: SshHost, trusted: support.User, user: support.User, python: str
-) -> None:
-    context = {
-        "method_name": "sudo",
-        "python_path": [python],
-        "sudo_args": ["-H", "-u", user.name],
-        # Ignored by sudo on machines without SELinux.
-        "selinux_role": "unconfined_r",
-        "selinux_type": "unconfined_t",
-        "via": as_user(server, trusted),
-    }
-    with reach(context) as proxy:
-        use(proxy, user.name)
-
-
-def test_su_with_a_password(
-    reach: Reach, server: SshHost, asked: support.User, user: support.User, python: str
-) -> None:
-    context = {
-        **COMMON,
-        "method_name": "su",
-        "python_path": [python],
-        "su_path": "/bin/su",
-        "username": asked.name,
-        "password": asked.password,
-        "password_prompt": "Password:",
-        "incorrect_prompts": ["su: Authentication failure"],
-        "via": as_user(server, user),
-    }
-    with reach(context) as proxy:
-        use(proxy, asked.name)
-
-
-def test_su_of_root_needs_no_password(
-    reach: Reach, mitogen_local_context: Context, user: support.User, python: str
-) -> None:
-    context = {
-        "method_name": "su",
-        "python_path": [python],
-        "username": user.name,
-        "via": mitogen_local_context,
-    }
-    with reach(context) as proxy:
-        use(proxy, user.name)
-
-
-def test_doas(reach: Reach, server: SshHost, trusted: support.User, python: str) -> None:
-    context = {
-        **COMMON,
-        "method_name": "doas",
-        "python_path": [python],
-        "doas_path": "/usr/bin/doas",
-        "via": as_user(server, trusted),
-    }
-    with reach(context) as proxy:
-        use(proxy, "root")
-
-
-def test_doas_with_a_password(
-    reach: Reach, server: SshHost, asked: support.User, python: str
-) -> None:
-    context = {
-        "method_name": "doas",
-        "python_path": [python],
-        "username": "root",
-        "password": asked.password,
-        "password_prompt": "password:",
-        "incorrect_prompts": ["doas: Authentication failed"],
-        "via": as_user(server, asked),
-    }
-    with reach(context) as proxy:
-        use(proxy, "root")
+    options, login, becomes, shown, hidden = BECOMING[way]
+    context = {name: filled(value) for name, value in options.items()}
+    context |= {"method_name": way.split()[0], "python_path": [python]}
+    context["via"] = server.serialized(username=filled(login)) if login else LOCAL
+    with Proxy(context) as proxy:
+        use(proxy, filled(becomes))
+        environment, _, _ = proxy.run("env")
+    assert all(text in environment for text in shown)
+    assert hidden not in environment
 
 
 # Containers
@@ -352,16 +286,8 @@ def inside(proxy: Proxy, container: Container) -> bool:
     return path.read_bytes() == b"here"
 
 
-def test_podman(reach: Reach, container: Container, python: str) -> None:
-    context = {
-        **COMMON,
-        "method_name": "podman",
-        "python_path": [python],
-        "container": container.name,
-        "podman_path": container.podman_path,
-        "username": container.user,
-    }
-    with reach(context) as proxy:
+def test_podman(container: Container, python: str) -> None:
+    with Proxy({**in_podman(container, [python], container.user), **COMMON}) as proxy:
         use(proxy, container.user)
         assert inside(proxy, container)
 
@@ -376,7 +302,6 @@ def test_podman(reach: Reach, container: Container, python: str) -> None:
     ],
 )
 def test_setns(
-    reach: Reach,
     container: Container,
     leader_stand_ins: StandIns,
     python: str,
@@ -389,39 +314,25 @@ def test_setns(
         "method_name": "setns",
         "python_path": [python],
         "kind": kind,
-        "container": leader_stand_ins.container,
+        "container": "box",
         "username": container.user,
         option: leader_stand_ins.path(program),
     }
-    with reach(context) as proxy:
+    with Proxy(context) as proxy:
         use(proxy, container.user)
         assert inside(proxy, container)
 
 
 def test_a_chain_of_ssh_sudo_podman_and_su(
-    reach: Reach, server: SshHost, trusted: support.User, container: Container, python: str
+    server: SshHost, trusted: support.User, container: Container, python: str
 ) -> None:
-    login = as_user(server, trusted)
+    login = server.serialized(username=trusted.name)
     sudo = {"method_name": "sudo", "python_path": [python], "via": login}
-    podman = {
-        "method_name": "podman",
-        "python_path": [python],
-        "container": container.name,
-        "podman_path": container.podman_path,
-        "username": container.user,
-        "via": sudo,
-    }
-    su = {
-        "method_name": "su",
-        "python_path": [python],
-        "password": container.root_password,
-        "via": podman,
-    }
-    with reach(su) as proxy:
+    podman = {**in_podman(container, [python], container.user), "via": sudo}
+    su = {"method_name": "su", "python_path": [python], "password": container.root_password}
+    with Proxy({**su, "via": podman}) as proxy:
         use(proxy, "root")
         assert inside(proxy, container)
-    with reach(podman) as proxy:
-        use(proxy, container.user)
 
 
 # Programs that can't run here
@@ -442,10 +353,10 @@ STUBBED: dict[str, tuple[str, str, Context]] = {
 }
 
 
-def stubbed_context(stand_ins: StandIns, case: str, **overrides: typing.Any) -> Context:
-    """
-    :return: The context of a case of `STUBBED`.
-    """
+@pytest.mark.parametrize("case", STUBBED)
+def test_a_program_gets_arguments_that_it_takes(
+    stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
     program, option, options = STUBBED[case]
     context = {
         **COMMON,
@@ -453,26 +364,12 @@ def stubbed_context(stand_ins: StandIns, case: str, **overrides: typing.Any) -> 
         "python_path": [support.interpreter_for_everyone() or sys.executable],
         option: stand_ins.path(program),
         **options,
-        **overrides,
     }
-    return {key: value for key, value in context.items() if value is not None}
-
-
-@pytest.mark.parametrize("case", STUBBED)
-def test_a_program_gets_arguments_that_it_takes(
-    reach: Reach, stand_ins: StandIns, case: str
-) -> None:
-    context = stubbed_context(stand_ins, case)
-    if context.get("username") and os.geteuid() != 0:
+    if "username" in context and os.geteuid() != 0:
         pytest.skip("needs root, to run as another user like a container manager's daemon")
-    with reach(context, kind="stub") as proxy:
-        use(proxy, context.get("username", getpass.getuser()))
-        assert stand_ins.last_call()[0] == STUBBED[case][0]
-
-
-def test_lxc_gives_the_container_nothing_of_the_callers_environment(
-    reach: Reach, stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setenv("OF_THE_CALLER", "yes")
-    with reach(stubbed_context(stand_ins, "lxc"), kind="stub") as proxy:
-        assert "OF_THE_CALLER" not in variables(proxy)
+    with Proxy(context) as proxy:
+        use(proxy, context.get("username", getpass.getuser()))
+        assert stand_ins.last_call()[0] == program
+        # Of these, lxc alone can be told to give the container nothing of the caller's environment.
+        assert ("OF_THE_CALLER=yes" in proxy.run("env")[0]) == (case != "lxc")
