@@ -90,14 +90,13 @@ class Agent:
         # All tests of a run share pytest-inmanta's project.
         self.module = f"probe{next(NUMBERS)}"
 
-    def define(self, call_timeout: float | None = None) -> None:
+    def compile(self, *lines: str, call_timeout: float | None = None) -> None:
         """
+        :param lines: The model.
         :param call_timeout: That of the handler.
         """
         handler = HANDLER.replace("CALL_TIMEOUT", repr(call_timeout)).replace("probe", self.module)
         self.project.create_module(self.module, initcf=MODEL, initpy=handler)
-
-    def compile(self, *lines: str) -> None:
         text = "\n".join(["import std", "import mitogen", "import probe", *lines, ""])
         self.project.compile(text.replace("probe", self.module).replace("DIR", str(self.directory)))
 
@@ -165,7 +164,6 @@ def there(host: SshHost) -> str:
 def test_resources_of_an_agent_share_the_connection_to_a_context_and_survive_a_reboot(
     agent: Agent, host: SshHost, tmp_path: pathlib.Path
 ) -> None:
-    agent.define()
     agent.compile(there(host), note("a"), note("b"))
     one, other = agent.deploy("a"), agent.deploy("b")
     assert one.proxy is other.proxy
@@ -179,7 +177,6 @@ def test_resources_of_an_agent_share_the_connection_to_a_context_and_survive_a_r
 
 
 def test_another_context_or_another_agent_gets_another_connection(agent: Agent) -> None:
-    agent.define()
     agent.compile(
         HERE,
         note("a"),
@@ -194,7 +191,6 @@ def test_another_context_or_another_agent_gets_another_connection(agent: Agent) 
 
 
 def test_what_leaves_the_cache_is_disconnected(agent: Agent) -> None:
-    agent.define()
     agent.compile(HERE, note("a"))
     proxy = agent.deploy("a").proxy
     interpreter = proxy.remote_call(os.getpid)
@@ -208,7 +204,6 @@ def test_what_leaves_the_cache_is_disconnected(agent: Agent) -> None:
 def test_a_host_that_cannot_be_reached_fails_only_its_own_resources_until_it_is_back(
     agent: Agent, host: SshHost
 ) -> None:
-    agent.define()
     agent.compile(HERE, note("a"), note("b", f", via={host.model()}"))
     host.stop()
     for _ in range(2):
@@ -229,7 +224,6 @@ def test_a_host_that_cannot_be_reached_fails_only_its_own_resources_until_it_is_
 def test_calls_are_logged_to_the_resource_at_hand_and_its_questions_are_sent_along(
     agent: Agent,
 ) -> None:
-    agent.define()
     agent.compile(HERE, note("a"), note("b"), note("c"))
     loggers = set()
     for name in "abc":
@@ -249,7 +243,6 @@ def test_calls_are_logged_to_the_resource_at_hand_and_its_questions_are_sent_alo
 
 
 def test_an_override_of_get_proxy_may_name_the_context_as_it_likes(agent: Agent) -> None:
-    agent.define()
     agent.compile(HERE, note("a"))
     resource = agent.resource("a")
     handler: Any = agent.project.get_handler(resource, False)
@@ -278,8 +271,7 @@ def test_calls_have_the_handlers_call_timeout_else_that_of_the_variable(
 ) -> None:
     usual = 60.0 if own else 2.0
     monkeypatch.setenv("INMANTA_MITOGEN_CALL_TIMEOUT", str(usual))
-    agent.define(call_timeout=own)
-    agent.compile(HERE, note("a"), note("b", text="hangs"), note("c"))
+    agent.compile(HERE, note("a"), note("b", text="hangs"), note("c"), call_timeout=own)
     proxy = agent.deploy("a").proxy
     assert proxy.call_timeout == usual
     agent.deploy("b")
@@ -297,7 +289,6 @@ def test_calls_have_the_handlers_call_timeout_else_that_of_the_variable(
 def test_a_resource_carries_its_own_context_else_that_of_its_host_else_the_implicit_one(
     agent: Agent,
 ) -> None:
-    agent.define()
     agent.compile(
         HERE,
         note("host"),

@@ -39,7 +39,10 @@ def test_many_calls_in_flight_take_one_thread(proxy: Proxy) -> None:
     assert len(concurrent.futures.wait(futures, timeout=60).done) == 100
 
 
-def test_a_submitted_call_raises_what_a_remote_call_would(proxy: Proxy) -> None:
+def test_a_submitted_call_raises_what_a_remote_call_would(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "SECONDS_BETWEEN_CHECKS", 0.1)  # how long the threads stay
     with pytest.raises(TypeError, match="it is a lambda"):
         proxy.submit(lambda: None).result(60)
     with pytest.raises(TypeError, match="argument 1 of far_side.echo"):

@@ -279,17 +279,12 @@ def test_only_small_regular_files_are_read_ahead(
 # Where nothing is prefetched
 
 
-def test_nothing_is_prefetched_without_a_resource(
-    proxy: Proxy, messages: Messages, paths: list[str]
+def test_nothing_is_prefetched_without_a_resource_or_where_a_variable_says_so(
+    proxy: Proxy, messages: Messages, paths: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for path in paths:
         file_questions(proxy, path)
         assert messages.taken() == 3
-
-
-def test_a_variable_turns_prefetching_off(
-    proxy: Proxy, messages: Messages, paths: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setenv(settings.PREFETCH_ENV_VAR, "0")
     for path in paths:
         handle(proxy, path)
