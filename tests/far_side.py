@@ -33,11 +33,6 @@ def nap(seconds: float) -> float:
     return seconds
 
 
-def slow_echo(value: Any, seconds: float) -> Any:
-    time.sleep(seconds)
-    return value
-
-
 def note_and_die(path: str) -> None:
     """Leaves a trace of having run, and takes the interpreter with it."""
     with open(path, "a") as file:

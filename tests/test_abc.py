@@ -176,7 +176,9 @@ def test_resources_of_an_agent_share_the_connection_to_a_context_and_survive_a_r
     assert agent.state() is const.ResourceState.deployed
 
 
-def test_another_context_or_another_agent_gets_another_connection(agent: Agent) -> None:
+def test_each_context_and_agent_has_a_connection_that_ends_when_it_leaves_the_cache(
+    agent: Agent,
+) -> None:
     agent.compile(
         HERE,
         note("a"),
@@ -185,20 +187,14 @@ def test_another_context_or_another_agent_gets_another_connection(agent: Agent) 
         note("c").replace("host=host", "host=twin"),
     )
     proxies = [agent.deploy(name).proxy for name in "abc"]
-    assert len({id(proxy) for proxy in proxies}) == 3
-    assert len({proxy.context.context_id for proxy in proxies}) == 3
     assert proxies[0].serialized_context == proxies[2].serialized_context
-
-
-def test_what_leaves_the_cache_is_disconnected(agent: Agent) -> None:
-    agent.compile(HERE, note("a"))
-    proxy = agent.deploy("a").proxy
-    interpreter = proxy.remote_call(os.getpid)
-    assert not support.is_gone(interpreter)
+    interpreters = {proxy.remote_call(os.getpid) for proxy in proxies}
+    assert len(interpreters) == 3
     agent.cache.close()
-    with pytest.raises(RuntimeError, match="not connected"):
-        proxy.run("true")
-    support.wait_until(lambda: support.is_gone(interpreter), "the interpreter is gone")
+    for proxy in proxies:
+        with pytest.raises(RuntimeError, match="not connected"):
+            proxy.run("true")
+    support.wait_until(lambda: all(map(support.is_gone, interpreters)), "the interpreters are gone")
 
 
 def test_a_host_that_cannot_be_reached_fails_only_its_own_resources_until_it_is_back(

@@ -174,24 +174,6 @@ def test_a_longer_value_is_logged_as_json_text_of_exactly_the_limit(
     assert len(logged) == 50
 
 
-def plain_value(rng: random.Random, depth: int = 4) -> object:
-    """
-    What json.dumps takes without any help.
-    """
-    kinds: list[typing.Callable[[], object]] = [
-        lambda: rng.choice([None, True, False]),
-        lambda: rng.randint(-(10**30), 10**30),
-        lambda: rng.uniform(-1e300, 1e300),
-        lambda: "".join(rng.choices("ab \n\"'\\/éλ😀\x01\x7f", k=rng.randrange(12))),
-    ]
-    if depth:
-        kinds += [
-            lambda: [plain_value(rng, depth - 1) for _ in range(rng.randrange(4))],
-            lambda: {str(n): plain_value(rng, depth - 1) for n in range(rng.randrange(4))},
-        ]
-    return rng.choice(kinds)()
-
-
 def wild_value(rng: random.Random, depth: int = 4) -> object:
     """
     What comes along at worst.
@@ -232,20 +214,6 @@ def wild_value(rng: random.Random, depth: int = 4) -> object:
         lambda: types.MappingProxyType(dict(enumerate(deeper()))),
     ]
     return rng.choice([lambda: rng.choice(leaves), *containers])()
-
-
-def test_plain_values_are_logged_just_as_json_dumps_writes_them(set_limit: SetLimit) -> None:
-    rng = random.Random(1)
-    for _ in range(1000):
-        value = plain_value(rng)
-        limit, suffix = rng.randrange(120), rng.choice(["<...>", "", "…", "-" * 200])
-        set_limit(limit, suffix)
-        text = json.dumps(value)
-        if len(text) <= limit:
-            assert truncate_logged_value(value) == value
-        else:
-            end = suffix[:limit]
-            assert truncate_logged_value(value) == text[: limit - len(end)] + end
 
 
 def test_whatever_is_logged_can_be_stored_and_is_no_longer_than_the_limit(

@@ -2,7 +2,6 @@
 Running programs on a host.
 """
 
-import concurrent.futures
 import contextlib
 import os
 import pathlib
@@ -183,15 +182,6 @@ def test_the_command_holds_no_files_of_this_process(tmp_path: pathlib.Path) -> N
     with open(tmp_path / "secret", "w") as file:
         os.set_inheritable(file.fileno(), True)
         assert "secret" not in run("ls", ["-l", "/proc/self/fd"])[0]
-
-
-def test_commands_of_many_threads_do_not_mix() -> None:
-    def work(number: int) -> tuple[str, str, int]:
-        return run("sh", ["-c", f"cat; echo e{number} >&2; exit {number}"], stdin=str(number))
-
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        results = list(pool.map(work, range(16)))
-    assert results == [(str(number), f"e{number}", number) for number in range(16)]
 
 
 # Too late
