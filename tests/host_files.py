@@ -5,17 +5,17 @@ What tests of the host's files share: file systems, other users and ways to die.
 import collections.abc
 import contextlib
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 
 import support
 
-CHECKOUT = pathlib.Path(__file__).parents[1]
+CHECKOUT = Path(__file__).parents[1]
 
 #: Users who need no entry anywhere.
 ALICE = 54321
@@ -53,11 +53,11 @@ def python_as(uid: int, code: str, *args: object) -> "subprocess.CompletedProces
 
 
 @contextlib.contextmanager
-def public_directory() -> collections.abc.Iterator[pathlib.Path]:
+def public_directory() -> collections.abc.Iterator[Path]:
     """
     A directory that every user may enter, unlike pytest's.
     """
-    path = pathlib.Path(tempfile.mkdtemp(prefix="inmanta-mitogen-test-"))
+    path = Path(tempfile.mkdtemp(prefix="inmanta-mitogen-test-"))
     try:
         path.chmod(0o755)
         yield path
@@ -85,9 +85,7 @@ def mounted(*arguments: object) -> collections.abc.Iterator[None]:
 
 
 @contextlib.contextmanager
-def small_disk(
-    directory: pathlib.Path, options: str = "size=1m"
-) -> collections.abc.Iterator[pathlib.Path]:
+def small_disk(directory: Path, options: str = "size=1m") -> collections.abc.Iterator[Path]:
     """
     A file system in memory, by default of a megabyte. Skips the test where it can't be mounted.
 
@@ -101,7 +99,7 @@ def small_disk(
 
 
 @contextlib.contextmanager
-def file_attribute(path: pathlib.Path, letter: str) -> collections.abc.Iterator[None]:
+def file_attribute(path: Path, letter: str) -> collections.abc.Iterator[None]:
     """
     Sets an attribute of chattr(1) meanwhile. Skips the test where that is not possible.
     """

@@ -7,9 +7,9 @@ import collections.abc
 import itertools
 import json
 import os
-import pathlib
 import sys
 import typing
+from pathlib import Path
 from typing import Any
 
 import inmanta.agent.cache
@@ -83,7 +83,7 @@ class Agent:
     Deploys resources one after the other with one cache, as the agent of an orchestrator does.
     """
 
-    def __init__(self, project: Project, directory: pathlib.Path) -> None:
+    def __init__(self, project: Project, directory: Path) -> None:
         self.project = project
         self.directory = directory
         self.cache = inmanta.agent.cache.AgentCache()
@@ -134,14 +134,14 @@ class Agent:
 
 
 @pytest.fixture
-def agent(project: Project, tmp_path: pathlib.Path) -> collections.abc.Iterator[Agent]:
+def agent(project: Project, tmp_path: Path) -> collections.abc.Iterator[Agent]:
     agent = Agent(project, tmp_path)
     yield agent
     agent.cache.close()
 
 
 @pytest.fixture
-def host(mitogen_ssh_host_factory: SshHostFactory, tmp_path: pathlib.Path) -> SshHost:
+def host(mitogen_ssh_host_factory: SshHostFactory, tmp_path: Path) -> SshHost:
     # A shell that is killed while it runs the user's own profile may leave a lock in his home.
     return mitogen_ssh_host_factory(environment={"HOME": str(tmp_path)})
 
@@ -162,7 +162,7 @@ def there(host: SshHost) -> str:
 
 
 def test_resources_of_an_agent_share_the_connection_to_a_context_and_survive_a_reboot(
-    agent: Agent, host: SshHost, tmp_path: pathlib.Path
+    agent: Agent, host: SshHost, tmp_path: Path
 ) -> None:
     agent.compile(there(host), note("a"), note("b"))
     one, other = agent.deploy("a"), agent.deploy("b")
@@ -176,9 +176,7 @@ def test_resources_of_an_agent_share_the_connection_to_a_context_and_survive_a_r
     assert agent.state() is const.ResourceState.deployed
 
 
-def test_each_context_and_agent_has_a_connection_that_ends_when_it_leaves_the_cache(
-    agent: Agent,
-) -> None:
+def test_a_connection_of_each_context_and_agent_ends_with_the_cache(agent: Agent) -> None:
     agent.compile(
         HERE,
         note("a"),
@@ -217,9 +215,7 @@ def test_a_host_that_cannot_be_reached_fails_only_its_own_resources_until_it_is_
 # Logs
 
 
-def test_calls_are_logged_to_the_resource_at_hand_and_its_questions_are_sent_along(
-    agent: Agent,
-) -> None:
+def test_calls_are_logged_to_the_resource_at_hand_and_prefetched(agent: Agent) -> None:
     agent.compile(HERE, note("a"), note("b"), note("c"))
     loggers = set()
     for name in "abc":
@@ -282,9 +278,7 @@ def test_calls_have_the_handlers_call_timeout_else_that_of_the_variable(
 # The context of a resource
 
 
-def test_a_resource_carries_its_own_context_else_that_of_its_host_else_the_implicit_one(
-    agent: Agent,
-) -> None:
+def test_a_resource_has_its_own_context_or_that_of_its_host(agent: Agent) -> None:
     agent.compile(
         HERE,
         note("host"),

@@ -1,9 +1,9 @@
 """The operator's command ``check``: what it takes, what it prints, and how it ends."""
 
 import json
-import pathlib
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,7 +39,7 @@ def test_each_hop_is_shown_and_the_status_is_0() -> None:
 
 
 def test_json_holds_what_was_found_about_each_hop_and_its_throughput(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -91,7 +91,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("arguments", WRONG.values(), ids=WRONG.keys())
-def test_wrong_usage_ends_with_status_2_and_shows_no_password(
+def test_wrong_usage_ends_with_status_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -109,7 +109,7 @@ def test_wrong_usage_ends_with_status_2_and_shows_no_password(
     [[1], "text", {}, {"method_name": "ssh"}, {"method_name": "local", "passwort": SECRET}],
 )
 def test_a_wrong_context_ends_with_status_2(
-    context: object, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    context: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "context.json"
     file.write_text(json.dumps(context))
@@ -122,7 +122,7 @@ def test_a_wrong_context_ends_with_status_2(
 
 
 def test_an_orchestrator_that_cannot_be_reached_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / ".inmanta.cfg").write_text(
         f"[cmdline_rest_transport]\nhost=127.0.0.1\nport={support.free_port()}\n"
@@ -154,9 +154,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize(("context", "end"), COMMANDS.values(), ids=COMMANDS.keys())
-def test_the_command_to_run_by_hand_is_the_one_that_mitogen_runs(
-    context: dict[str, Any], end: str
-) -> None:
+def test_the_command_to_run_by_hand_is_mitogens(context: dict[str, Any], end: str) -> None:
     command = command_line(context, "/far/python")
 
     assert end in command

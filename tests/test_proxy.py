@@ -6,12 +6,12 @@ import hashlib
 import importlib
 import logging
 import os
-import pathlib
 import re
 import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import far_side
@@ -126,9 +126,7 @@ def test_a_failed_call_is_recorded_with_its_exception(proxy: Proxy, recorder: Re
     assert "result" not in record
 
 
-def test_functions_are_logged_as_their_users_know_them_to_the_logger_of_the_moment(
-    proxy: Proxy, recorder: Recorder
-) -> None:
+def test_functions_are_logged_as_their_users_know_them(proxy: Proxy, recorder: Recorder) -> None:
     recorder.records.clear()
     proxy.logger = other = Recorder()
     proxy.remote_call(len, "abc")
@@ -168,7 +166,7 @@ def closure() -> collections.abc.Callable[[], int]:
         (lambda proxy: proxy.remote_call(far_side.echo, 1, threading.Lock()), "argument 2 of far_"),
         (lambda proxy: proxy.remote_call(far_side.echo, key=object()), "argument 'key' of far_s"),
         (
-            lambda proxy: proxy.remote_call(far_side.echo, [1, {"a": pathlib.Path("/")}]),
+            lambda proxy: proxy.remote_call(far_side.echo, [1, {"a": Path("/")}]),
             r"argument 1\[1\]\['a'\] of far_side.echo .*PosixPath",
         ),
     ],
@@ -203,7 +201,7 @@ def test_secrets_and_blobs_are_logged_masked(proxy: Proxy, recorder: Recorder) -
 # Files and commands
 
 
-def test_files_are_written_and_read(proxy: Proxy, tmp_path: pathlib.Path) -> None:
+def test_files_are_written_and_read(proxy: Proxy, tmp_path: Path) -> None:
     path = str(tmp_path / "file")
     proxy.put(path, "caf\u00e9\n".encode())
     assert proxy.read(path) == "caf\u00e9\n"
@@ -217,7 +215,7 @@ def test_files_are_written_and_read(proxy: Proxy, tmp_path: pathlib.Path) -> Non
     assert not proxy.file_exists(path)
 
 
-def test_directories_and_symlinks(proxy: Proxy, tmp_path: pathlib.Path) -> None:
+def test_directories_and_symlinks(proxy: Proxy, tmp_path: Path) -> None:
     directory, link = str(tmp_path / "directory"), str(tmp_path / "link")
     proxy.mkdir(directory)
     proxy.put(f"{directory}/file", b"")
@@ -235,9 +233,7 @@ def test_directories_and_symlinks(proxy: Proxy, tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "kind"), [(644, TypeError), ("999", ValueError), ("9z", ValueError)]
 )
-def test_a_mode_that_is_wrong_is_refused_with_what_is_expected(
-    proxy: Proxy, mode: Any, kind: type[Exception]
-) -> None:
+def test_a_wrong_mode_is_refused(proxy: Proxy, mode: Any, kind: type[Exception]) -> None:
     with pytest.raises(kind, match=f"octal digits, such as '644' or '4755', not {mode!r}"):
         proxy.chmod("/", mode)
 
@@ -252,9 +248,7 @@ class Spied(Proxy):
         return super().remote_call(function, *args, **kwargs)
 
 
-def test_read_run_and_put_are_plain_calls_of_the_published_functions(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_read_run_and_put_are_plain_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = str(tmp_path / "file")
     with Spied(dict(LOCAL)) as proxy:
         proxy.put(path, b"content")
@@ -289,8 +283,8 @@ def test_tracebacks_show_no_frame_of_this_module_or_of_mitogen(proxy: Proxy) -> 
     assert str(caught.value) == str(caught.value.remote_exception)
 
 
-def test_a_syntax_that_the_hosts_python_does_not_know_is_told(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+def test_syntax_too_new_for_the_host_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = support.find_interpreter(3, 9)
     if old is None:
@@ -306,7 +300,7 @@ def test_a_syntax_that_the_hosts_python_does_not_know_is_told(
         proxy.remote_call(function, 1)
 
 
-def test_a_logger_that_raises_does_not_keep_the_interpreter(
+def test_a_logger_that_raises_keeps_no_interpreter(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(Recorder, "_log_msg")
@@ -315,7 +309,7 @@ def test_a_logger_that_raises_does_not_keep_the_interpreter(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
-def test_owners_are_set_by_name_or_number(proxy: Proxy, tmp_path: pathlib.Path) -> None:
+def test_owners_are_set_by_name_or_number(proxy: Proxy, tmp_path: Path) -> None:
     path = str(tmp_path / "file")
     proxy.put(path, b"")
     proxy.chown(path, "nobody")
@@ -339,8 +333,8 @@ def test_commands_run(proxy: Proxy, recorder: Recorder) -> None:
 
 
 @pytest.mark.parametrize("interpreter", support.find_interpreters()[:2], ids=str)
-def test_names_that_the_locale_of_the_host_can_not_encode_work(
-    interpreter: support.Interpreter, tmp_path: pathlib.Path
+def test_names_outside_the_locale_of_the_host_work(
+    interpreter: support.Interpreter, tmp_path: Path
 ) -> None:
     directory, content = tmp_path / "\u00e9t\u00e9", os.urandom(3 * PACK)
     file, link, copy = (str(directory / name) for name in ("f\u00eate", "li\u00e9", "\u65e5"))
@@ -421,9 +415,7 @@ def test_many_proxies_share_the_threads_of_one() -> None:
         assert first.run("echo", ["still here"])[0] == "still here"
 
 
-def test_calls_racing_with_disconnects_end_in_an_answer_or_an_error(
-    idle_sockets: None, nothing_left: None
-) -> None:
+def test_calls_racing_with_disconnects_end(idle_sockets: None, nothing_left: None) -> None:
     proxy = Proxy(dict(LOCAL))
     stop = threading.Event()
     wrong: list[object] = []

@@ -39,9 +39,7 @@ SSH: dict[str, Any] = {"method_name": "ssh", "hostname": "10.0.0.1"}
         ({"method_name": "setns", "container": "web", "kind": "lxc"}, "setns root@web"),
     ],
 )
-def test_a_hop_is_described_by_its_name_method_user_and_address(
-    hop: dict[str, Any], description: str
-) -> None:
+def test_a_hop_is_described(hop: dict[str, Any], description: str) -> None:
     assert describe_hop(hop) == description
 
 
@@ -56,7 +54,7 @@ def test_a_hop_is_described_by_its_name_method_user_and_address(
         {"via": 3},
     ],
 )
-def test_a_context_of_the_wrong_form_is_described_all_the_same(hop: dict[str, Any]) -> None:
+def test_a_wrong_context_is_described_all_the_same(hop: dict[str, Any]) -> None:
     assert describe_hop(hop)
     assert describe_context(hop)
     assert isinstance(address_of(hop), str)

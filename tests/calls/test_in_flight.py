@@ -1,9 +1,9 @@
 """Calls that are submitted: each as if it were made alone, and many of them in one message."""
 
 import concurrent.futures
-import pathlib
 import sys
 import threading
+from pathlib import Path
 
 import far_side
 import pytest
@@ -19,9 +19,7 @@ from inmanta_plugins.mitogen.connections import hub as connect
 from support import LOCAL, Recorder, connection_of, together
 
 
-def test_submitted_calls_give_their_results_in_order_and_are_not_cancelled(
-    proxy: Proxy, recorder: Recorder
-) -> None:
+def test_submitted_calls_give_their_results_in_order(proxy: Proxy, recorder: Recorder) -> None:
     futures = [proxy.submit(far_side.echo, number, key=number) for number in range(300)]
     assert not futures[-1].cancel()
     assert [future.result(60) for future in futures] == [
@@ -39,7 +37,7 @@ def test_many_calls_in_flight_take_one_thread(proxy: Proxy) -> None:
     assert len(concurrent.futures.wait(futures, timeout=60).done) == 100
 
 
-def test_a_submitted_call_raises_what_a_remote_call_would(
+def test_a_submitted_call_raises_what_a_call_would(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(settings, "SECONDS_BETWEEN_CHECKS", 0.1)  # how long the threads stay
@@ -52,7 +50,7 @@ def test_a_submitted_call_raises_what_a_remote_call_would(
 
 
 def test_calls_in_flight_when_the_host_is_lost_fail_and_are_not_repeated(
-    own_proxy: Proxy, recorder: Recorder, tmp_path: pathlib.Path
+    own_proxy: Proxy, recorder: Recorder, tmp_path: Path
 ) -> None:
     traces = [tmp_path / f"trace-{number}" for number in range(5)]
     futures = [own_proxy.submit(far_side.note_and_die, str(trace)) for trace in traces]
@@ -164,7 +162,7 @@ def test_a_call_has_the_arguments_of_when_it_was_submitted(proxy: Proxy) -> None
     assert future.result(60) == [[[1]], {}]
 
 
-def test_arguments_that_do_not_fit_in_a_message_are_refused(
+def test_arguments_too_large_are_refused(
     open_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     most = 1024 * 1024
@@ -179,7 +177,7 @@ def test_arguments_that_do_not_fit_in_a_message_are_refused(
         assert len(proxy.remote_call(far_side.large, 3 * most)) == 3 * most
 
 
-def test_what_can_not_be_sent_fails_its_own_calls_and_no_others(
+def test_what_can_not_be_sent_fails_for_itself(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pid = proxy.remote_call(far_side.pid)
@@ -202,7 +200,7 @@ def test_a_callback_that_exits_does_not_stop_later_calls(proxy: Proxy) -> None:
     assert proxy.submit(far_side.echo, 1).result(60) == [[1], {}]
 
 
-def test_a_thread_that_cannot_be_started_fails_only_its_own_call(
+def test_a_thread_that_cannot_start_fails_its_call(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: threading.Thread) -> None:
@@ -222,9 +220,7 @@ def lose_unseen(proxy: Proxy) -> None:
     link.router.disconnect_stream(link.router.stream_by_id(link.context.context_id))
 
 
-def test_calls_that_never_left_are_made_once_over_a_new_connection(
-    own_proxy: Proxy, tmp_path: pathlib.Path
-) -> None:
+def test_calls_that_never_left_are_made_once_anew(own_proxy: Proxy, tmp_path: Path) -> None:
     pid = own_proxy.remote_call(far_side.pid)
     notes = [tmp_path / f"note-{number}" for number in range(5)]
     with together(own_proxy):
@@ -237,9 +233,7 @@ def test_calls_that_never_left_are_made_once_over_a_new_connection(
     assert own_proxy._revivals == 1
 
 
-def test_calls_that_never_left_share_one_failure_to_connect_again(
-    own_proxy: Proxy, recorder: Recorder
-) -> None:
+def test_calls_that_never_left_share_one_failure(own_proxy: Proxy, recorder: Recorder) -> None:
     with together(own_proxy):
         lose_unseen(own_proxy)
         futures = [own_proxy.submit(far_side.echo, number) for number in range(5)]

@@ -167,9 +167,7 @@ LOOP["self"] = LOOP
     ],
     ids=itertools.count(),
 )
-def test_a_longer_value_is_logged_as_json_text_of_exactly_the_limit(
-    value: object, logged: str
-) -> None:
+def test_a_longer_value_is_logged_as_cut_json_text(value: object, logged: str) -> None:
     assert truncate_logged_value(value) == logged
     assert len(logged) == 50
 
@@ -216,9 +214,7 @@ def wild_value(rng: random.Random, depth: int = 4) -> object:
     return rng.choice([lambda: rng.choice(leaves), *containers])()
 
 
-def test_whatever_is_logged_can_be_stored_and_is_no_longer_than_the_limit(
-    set_limit: SetLimit,
-) -> None:
+def test_whatever_is_logged_can_be_stored_and_is_short(set_limit: SetLimit) -> None:
     rng = random.Random(2)
     for _ in range(1000):
         value = wild_value(rng)
@@ -243,7 +239,7 @@ def test_an_int_is_logged_where_python_may_write_few_digits_only() -> None:
 
 
 @pytest.mark.parametrize("wrap", [lambda v: [v], lambda v: {"k": v}])
-def test_deep_nesting_is_cut_and_needs_no_deep_stack(
+def test_deep_nesting_is_cut(
     wrap: collections.abc.Callable[[object], object], set_limit: SetLimit
 ) -> None:
     set_limit(1_000_000, "")

@@ -5,11 +5,11 @@ import concurrent.futures
 import functools
 import hashlib
 import os
-import pathlib
 import resource
 import signal
 import threading
 import time
+from pathlib import Path
 
 import far_side
 import far_transfer
@@ -42,26 +42,21 @@ def content() -> bytes:
 
 
 @pytest.fixture
-def local_file(tmp_path: pathlib.Path, content: bytes) -> pathlib.Path:
+def local_file(tmp_path: Path, content: bytes) -> Path:
     path = tmp_path / "local"
     path.write_bytes(content)
     return path
 
 
 @pytest.fixture
-def far_file(tmp_path: pathlib.Path) -> pathlib.Path:
+def far_file(tmp_path: Path) -> Path:
     path = tmp_path / "far"
     path.write_bytes(OLD)
     return path
 
 
 @pytest.fixture(params=["put_file", "get_file"])
-def move(
-    request: pytest.FixtureRequest,
-    proxy: Proxy,
-    local_file: pathlib.Path,
-    far_file: pathlib.Path,
-) -> Action:
+def move(request: pytest.FixtureRequest, proxy: Proxy, local_file: Path, far_file: Path) -> Action:
     """Copies the local file to the far one, in chunks."""
     if request.param == "put_file":
         return functools.partial(proxy.put_file, local_file, str(far_file))
@@ -74,8 +69,8 @@ def move(
 @pytest.mark.parametrize(
     "size", [0, PACK - 100, PACK, PACK + 1, host.CHUNK * 3, host.WINDOW, LARGE]
 )
-def test_a_content_of_any_size_arrives_whole(
-    proxy: Proxy, tmp_path: pathlib.Path, content: bytes, size: int
+def test_content_of_any_size_arrives(
+    proxy: Proxy, tmp_path: Path, content: bytes, size: int
 ) -> None:
     path, fetched = tmp_path / "far", tmp_path / "fetched"
     wanted = content[:size]
@@ -89,7 +84,7 @@ def test_a_content_of_any_size_arrives_whole(
 
 
 def test_contents_and_outputs_may_exceed_what_one_message_carries(
-    open_proxy: Proxy, tmp_path: pathlib.Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+    open_proxy: Proxy, tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_proxy.disconnect()  # what is open has the limit of when it was opened
     monkeypatch.setenv(settings.MAX_MESSAGE_SIZE_ENV_VAR, str(MIB))
@@ -105,19 +100,15 @@ def test_contents_and_outputs_may_exceed_what_one_message_carries(
     assert trace.read_text() == "ran\n"
 
 
-def test_files_without_a_size_are_read_to_their_end(proxy: Proxy, tmp_path: pathlib.Path) -> None:
+def test_files_without_a_size_are_read_to_their_end(proxy: Proxy, tmp_path: Path) -> None:
     assert proxy.read("/proc/self/cmdline").split("\0")[0]
     proxy.get_file("/proc/version", tmp_path / "version")
-    assert (tmp_path / "version").read_text() == pathlib.Path("/proc/version").read_text()
+    assert (tmp_path / "version").read_text() == Path("/proc/version").read_text()
 
 
 @pytest.mark.parametrize("way", ["ssh", "compressed", "hop"])
 def test_contents_travel_by_ssh_compressed_or_not_and_through_a_hop(
-    mitogen_ssh_host: SshHost,
-    tmp_path: pathlib.Path,
-    local_file: pathlib.Path,
-    content: bytes,
-    way: str,
+    mitogen_ssh_host: SshHost, tmp_path: Path, local_file: Path, content: bytes, way: str
 ) -> None:
     context: dict[str, object] = mitogen_ssh_host.serialized(compression=way == "compressed")
     if way == "hop":
@@ -131,9 +122,7 @@ def test_contents_travel_by_ssh_compressed_or_not_and_through_a_hop(
         assert (tmp_path / "back").read_bytes() == content
 
 
-def test_threads_transfer_through_one_proxy_at_once(
-    proxy: Proxy, tmp_path: pathlib.Path, content: bytes
-) -> None:
+def test_threads_transfer_through_one_proxy(proxy: Proxy, tmp_path: Path, content: bytes) -> None:
     def there_and_back(number: int) -> bool:
         wanted = content[number:]
         proxy.put(str(tmp_path / str(number)), wanted)
@@ -147,9 +136,7 @@ def test_threads_transfer_through_one_proxy_at_once(
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
-def test_files_of_any_size_take_little_memory_on_both_ends(
-    proxy: Proxy, move: Action, local_file: pathlib.Path
-) -> None:
+def test_large_files_take_little_memory(proxy: Proxy, move: Action, local_file: Path) -> None:
     move()  # so that what is needed for any transfer is loaded
     os.truncate(local_file, 100 * MIB)
     here = far_transfer.forget_peak_memory()
@@ -163,7 +150,7 @@ def test_files_of_any_size_take_little_memory_on_both_ends(
 
 
 def test_each_transfer_is_logged_once_like_any_call(
-    proxy: Proxy, recorder: Recorder, tmp_path: pathlib.Path, local_file: pathlib.Path
+    proxy: Proxy, recorder: Recorder, tmp_path: Path, local_file: Path
 ) -> None:
     path = str(tmp_path / "far")
     proxy.put(path, b"x" * LARGE)
@@ -192,12 +179,7 @@ def test_progress_tells_what_was_moved_and_how_much_there_is(move: Action) -> No
 @pytest.mark.parametrize("size", [10, LARGE])
 @pytest.mark.parametrize("at_the_end", [False, True])
 def test_a_progress_callback_that_raises_leaves_the_old_file_and_the_proxy_as_they_were(
-    proxy: Proxy,
-    move: Action,
-    local_file: pathlib.Path,
-    far_file: pathlib.Path,
-    size: int,
-    at_the_end: bool,
+    proxy: Proxy, move: Action, local_file: Path, far_file: Path, size: int, at_the_end: bool
 ) -> None:
     interpreter = proxy.remote_call(os.getpid)
     os.truncate(local_file, size)
@@ -217,7 +199,7 @@ def test_a_progress_callback_that_raises_leaves_the_old_file_and_the_proxy_as_th
 
 
 def test_a_local_file_that_is_not_there_or_no_file_is_refused_before_anything_is_sent(
-    proxy: Proxy, recorder: Recorder, tmp_path: pathlib.Path, far_file: pathlib.Path
+    proxy: Proxy, recorder: Recorder, tmp_path: Path, far_file: Path
 ) -> None:
     with pytest.raises(FileNotFoundError, match="missing"):
         proxy.put_file(tmp_path / "missing", str(far_file))
@@ -231,9 +213,7 @@ def test_a_local_file_that_is_not_there_or_no_file_is_refused_before_anything_is
     assert proxy.read_binary(str(far_file)) == OLD
 
 
-def test_a_file_of_the_host_without_an_end_of_its_own_is_refused(
-    proxy: Proxy, tmp_path: pathlib.Path
-) -> None:
+def test_a_file_of_the_host_without_an_end_is_refused(proxy: Proxy, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path in ("/dev/zero", str(tmp_path / "fifo")):
         with pytest.raises(RemoteException, match="not a regular file"):
@@ -241,7 +221,7 @@ def test_a_file_of_the_host_without_an_end_of_its_own_is_refused(
 
 
 def test_a_path_where_no_file_can_be_is_refused(
-    proxy: Proxy, tmp_path: pathlib.Path, local_file: pathlib.Path, content: bytes
+    proxy: Proxy, tmp_path: Path, local_file: Path, content: bytes
 ) -> None:
     writes: tuple[Action, ...] = (
         lambda: proxy.put_file(local_file, str(tmp_path)),
@@ -259,23 +239,23 @@ def test_a_path_where_no_file_can_be_is_refused(
         proxy.get_file(str(local_file), tmp_path / "no" / "directory")
 
 
-def grow(path: pathlib.Path) -> None:
+def grow(path: Path) -> None:
     with path.open("ab") as file:
         file.write(b"more")
 
 
-def shrink(path: pathlib.Path) -> None:
+def shrink(path: Path) -> None:
     os.truncate(path, LARGE - 100)
 
 
-def overwrite(path: pathlib.Path) -> None:
+def overwrite(path: Path) -> None:
     with path.open("r+b") as file:
         file.write(b"other")
 
 
 @pytest.mark.parametrize("change", [grow, shrink, overwrite])
 def test_a_file_that_changes_while_it_is_moved_is_not_written(
-    proxy: Proxy, move: Action, far_file: pathlib.Path, local_file: pathlib.Path, change: Action
+    proxy: Proxy, move: Action, far_file: Path, local_file: Path, change: Action
 ) -> None:
     def progress(moved: int, total: int) -> None:
         if moved == host.CHUNK:
@@ -290,7 +270,7 @@ def test_a_file_that_changes_while_it_is_moved_is_not_written(
 
 
 def test_a_put_that_the_host_has_no_room_for_keeps_the_old_file(
-    own_proxy: Proxy, far_file: pathlib.Path, content: bytes
+    own_proxy: Proxy, far_file: Path, content: bytes
 ) -> None:
     limits = (host.WINDOW, resource.RLIM_INFINITY)
     own_proxy.remote_call(resource.setrlimit, int(resource.RLIMIT_FSIZE), limits)
@@ -300,7 +280,7 @@ def test_a_put_that_the_host_has_no_room_for_keeps_the_old_file(
 
 
 def test_a_host_lost_in_a_transfer_is_an_error_and_not_tried_again(
-    proxy: Proxy, move: Action, far_file: pathlib.Path, recorder: Recorder
+    proxy: Proxy, move: Action, far_file: Path, recorder: Recorder
 ) -> None:
     pid = proxy.remote_call(os.getpid)
     begins: list[int] = []
@@ -319,7 +299,7 @@ def test_a_host_lost_in_a_transfer_is_an_error_and_not_tried_again(
 
 
 def test_an_upload_that_is_interrupted_before_it_begins_leaves_the_proxy_usable(
-    proxy: Proxy, far_file: pathlib.Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+    proxy: Proxy, far_file: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host, "receive", far_transfer.never_begin)
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
@@ -352,9 +332,7 @@ def test_large_results_of_any_kind_arrive(proxy: Proxy) -> None:
 
 
 @pytest.mark.parametrize("size", [10, LARGE])
-def test_anything_with_the_buffer_protocol_is_put(
-    proxy: Proxy, far_file: pathlib.Path, content: bytes, size: int
-) -> None:
+def test_any_buffer_is_put(proxy: Proxy, far_file: Path, content: bytes, size: int) -> None:
     for buffer in (bytearray(content[:size]), memoryview(content[-size:])):
         proxy.put(str(far_file), buffer)
         assert far_file.read_bytes() == bytes(buffer)
@@ -362,7 +340,7 @@ def test_anything_with_the_buffer_protocol_is_put(
 
 @pytest.mark.parametrize("size", [10, LARGE])
 def test_a_file_that_is_put_in_place_keeps_its_inode(
-    proxy: Proxy, far_file: pathlib.Path, local_file: pathlib.Path, content: bytes, size: int
+    proxy: Proxy, far_file: Path, local_file: Path, content: bytes, size: int
 ) -> None:
     local_file.write_bytes(content[:size])
     inode = far_file.stat().st_ino
@@ -378,8 +356,8 @@ def test_a_file_that_is_put_in_place_keeps_its_inode(
 # Limits
 
 
-def test_what_has_no_end_ends_at_the_limit(
-    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, local_file: pathlib.Path
+def test_what_has_no_end_is_limited(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, local_file: Path
 ) -> None:
     endless = ["-c", "echo late; yes >&2"]
     back = local_file.with_name("back")
@@ -399,9 +377,7 @@ def test_what_has_no_end_ends_at_the_limit(
 
 
 @pytest.mark.parametrize("text", ["many", "-1", "0", "²"])
-def test_a_limit_that_is_no_number_is_named(
-    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
+def test_a_wrong_limit_is_named(proxy: Proxy, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv(settings.MAX_SIZE_ENV_VAR, text)
     with pytest.raises(SettingError, match=settings.MAX_SIZE_ENV_VAR):
         proxy.read("/etc/passwd")
@@ -413,7 +389,7 @@ def test_a_limit_that_is_no_number_is_named(
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
 @pytest.mark.parametrize(("count", "size"), [(400, host.CHUNK), (200_000, 0)])
 def test_a_host_that_floods_is_cut_off_before_it_fills_the_memory(
-    proxy: Proxy, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, count: int, size: int
+    proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, size: int
 ) -> None:
     monkeypatch.setattr(host, "send", far_transfer.flood)
     before = far_transfer.forget_peak_memory()
@@ -430,7 +406,7 @@ def test_a_host_that_floods_is_cut_off_before_it_fills_the_memory(
 
 
 def test_no_more_than_the_window_is_on_the_way(
-    proxy: Proxy, tmp_path: pathlib.Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+    proxy: Proxy, tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host, "receive", far_transfer.hoard)
     proxy.put(str(tmp_path / "count"), content)
@@ -438,7 +414,7 @@ def test_no_more_than_the_window_is_on_the_way(
 
 
 def test_a_put_whose_sum_differs_keeps_the_old_file(
-    proxy: Proxy, far_file: pathlib.Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+    proxy: Proxy, far_file: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hashlib, "sha1", hashlib.sha256)
     with pytest.raises(RemoteException, match="sha1 differs: nothing was written"):
@@ -463,7 +439,7 @@ def test_a_result_that_waits_nowhere_is_an_error(proxy: Proxy, kind: str, ticket
 )
 def test_a_host_that_does_not_keep_to_the_protocol_is_an_error(
     proxy: Proxy,
-    tmp_path: pathlib.Path,
+    tmp_path: Path,
     content: bytes,
     monkeypatch: pytest.MonkeyPatch,
     replaced: str,

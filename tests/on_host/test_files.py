@@ -5,13 +5,13 @@ Reading, writing and looking at files on a host.
 import errno
 import hashlib
 import os
-import pathlib
 import re
 import stat
 import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from host_files import ALICE, CHECKOUT, MALLORY, python_as, small_disk
@@ -24,23 +24,23 @@ INTERPRETERS = support.find_interpreters()
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
-def mode_of(path: pathlib.Path) -> int:
+def mode_of(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def acl_of(path: pathlib.Path) -> list[str]:
+def acl_of(path: Path) -> list[str]:
     command = ["getfacl", "--omit-header", "--numeric", "--absolute-names", str(path)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
 
 
-def set_acl(path: pathlib.Path, *rules: str) -> None:
+def set_acl(path: Path, *rules: str) -> None:
     command = ["setfacl", "-m", ",".join(rules), str(path)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"needs a file system with ACLs at {path}: {done.stderr}")
 
 
-def set_xattr(path: pathlib.Path, name: str, value: bytes) -> None:
+def set_xattr(path: Path, name: str, value: bytes) -> None:
     try:
         os.setxattr(path, name, value)
     except OSError as error:
@@ -50,7 +50,7 @@ def set_xattr(path: pathlib.Path, name: str, value: bytes) -> None:
 # All of it, everywhere
 
 
-def check_host_side(python: list[str], cwd: pathlib.Path, *args: str, **env: str) -> None:
+def check_host_side(python: list[str], cwd: Path, *args: str, **env: str) -> None:
     """
     Run what the host side promises in an interpreter of its own.
     """
@@ -71,15 +71,13 @@ def check_host_side(python: list[str], cwd: pathlib.Path, *args: str, **env: str
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
 @pytest.mark.parametrize("interpreter", INTERPRETERS, ids=str)
 def test_the_host_side_works_with_every_python_that_hosts_may_have(
-    interpreter: support.Interpreter, locale: str, tmp_path: pathlib.Path
+    interpreter: support.Interpreter, locale: str, tmp_path: Path
 ) -> None:
     check_host_side([interpreter.path], tmp_path, LC_ALL=locale)
 
 
 @pytest.mark.parametrize("interpreter", [INTERPRETERS[0], INTERPRETERS[-1]], ids=str)
-def test_names_that_the_locale_can_not_encode_work(
-    interpreter: support.Interpreter, tmp_path: pathlib.Path
-) -> None:
+def test_names_outside_the_locale_work(interpreter: support.Interpreter, tmp_path: Path) -> None:
     support.need("localedef")
     locale = "en_US.ISO-8859-1"
     define = ["localedef", "--no-archive", "-i", "en_US", "-f", "ISO-8859-1"]
@@ -98,7 +96,7 @@ def test_names_that_the_locale_can_not_encode_work(
     )
 
 
-def test_the_host_side_works_without_what_only_linux_has(tmp_path: pathlib.Path) -> None:
+def test_the_host_side_works_without_what_only_linux_has(tmp_path: Path) -> None:
     code = (
         "import os, runpy, sys\n"
         "for name in ('O_PATH', 'O_TMPFILE', 'listxattr', 'getxattr', 'setxattr', 'removexattr',\n"
@@ -112,16 +110,14 @@ def test_the_host_side_works_without_what_only_linux_has(tmp_path: pathlib.Path)
 
 
 @pytest.mark.parametrize("content", ["", "a", "x" * 5_000_000], ids=len)
-def test_hash_file_is_the_sha1_of_the_content(tmp_path: pathlib.Path, content: str) -> None:
+def test_hash_file_is_the_sha1_of_the_content(tmp_path: Path, content: str) -> None:
     (tmp_path / "file").write_text(content)
     (tmp_path / "link").symlink_to("file")
     expected = hashlib.sha1(content.encode()).hexdigest()
     assert hash_file(str(tmp_path / "link")) == expected
 
 
-def test_read_of_what_is_no_text_names_the_file_and_the_alternative(
-    tmp_path: pathlib.Path,
-) -> None:
+def test_read_of_what_is_no_text_names_the_file_and_the_alternative(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"ab\xff")
     with pytest.raises(UnicodeDecodeError) as caught:
         read(str(tmp_path / "file"))
@@ -130,7 +126,7 @@ def test_read_of_what_is_no_text_names_the_file_and_the_alternative(
     assert f"'{tmp_path}/file' is not UTF-8, read_binary gives its bytes" in text
 
 
-def test_what_is_larger_than_allowed_is_refused(tmp_path: pathlib.Path) -> None:
+def test_what_is_larger_than_allowed_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * 300_000)
     assert len(read_binary(str(tmp_path / "file"), max_size=300_000)) == 300_000
     # The other one has no end.
@@ -142,7 +138,7 @@ def test_what_is_larger_than_allowed_is_refused(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("function", [hash_file, read, read_binary, file_stat])
-def test_a_missing_file_is_named(function: object, tmp_path: pathlib.Path) -> None:
+def test_a_missing_file_is_named(function: object, tmp_path: Path) -> None:
     assert callable(function)
     with pytest.raises(FileNotFoundError) as caught:
         function(str(tmp_path / "missing"))
@@ -152,9 +148,7 @@ def test_a_missing_file_is_named(function: object, tmp_path: pathlib.Path) -> No
 @pytest.mark.parametrize(
     ("mode", "permissions"), [(0o644, 644), (0o4755, 4755), (0o1777, 1777), (0o7, 7), (0, 0)]
 )
-def test_file_stat_has_the_digits_of_the_mode(
-    tmp_path: pathlib.Path, mode: int, permissions: int
-) -> None:
+def test_file_stat_has_the_digits_of_the_mode(tmp_path: Path, mode: int, permissions: int) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "file").chmod(mode)
     (tmp_path / "link").symlink_to("file")
@@ -164,7 +158,7 @@ def test_file_stat_has_the_digits_of_the_mode(
 # Putting: what is written
 
 
-def test_put_makes_the_content_the_whole_content(tmp_path: pathlib.Path) -> None:
+def test_put_makes_the_content_the_whole_content(tmp_path: Path) -> None:
     (tmp_path / "old").write_bytes(b"something longer")
     for name in ("old", "new"):
         for content in (b"new", b""):
@@ -175,18 +169,16 @@ def test_put_makes_the_content_the_whole_content(tmp_path: pathlib.Path) -> None
 
 @pytest.mark.parametrize("path", ["here", "./directory/../directory//there", "\udcff"])
 def test_put_takes_relative_paths_and_names_that_are_no_text(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, path: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "directory").mkdir()
     put(path, b"new")
-    assert pathlib.Path(path).read_bytes() == b"new"
+    assert Path(path).read_bytes() == b"new"
 
 
 @pytest.mark.parametrize("content", ["text", None, 3, ["a"]])
-def test_put_refuses_what_is_not_bytes_and_touches_nothing(
-    tmp_path: pathlib.Path, content: object
-) -> None:
+def test_put_refuses_what_is_not_bytes(tmp_path: Path, content: object) -> None:
     (tmp_path / "file").write_bytes(b"old")
     kind = type(content).__name__
     with pytest.raises(TypeError, match=f"The content must be bytes, not {kind}"):
@@ -207,8 +199,8 @@ def test_put_refuses_what_is_not_bytes_and_touches_nothing(
         ("/loop", OSError, os.strerror(errno.ELOOP)),
     ],
 )
-def test_put_names_a_path_where_no_file_can_be(
-    tmp_path: pathlib.Path, path: str, error: type[OSError], text: str
+def test_put_names_an_impossible_path(
+    tmp_path: Path, path: str, error: type[OSError], text: str
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(".")
@@ -219,7 +211,7 @@ def test_put_names_a_path_where_no_file_can_be(
 
 
 @pytest.mark.parametrize(("path", "error"), [("", FileNotFoundError), ("a\0b", ValueError)])
-def test_put_refuses_impossible_paths(path: str, error: type[Exception]) -> None:
+def test_put_refuses_what_is_no_path(path: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         put(path, b"")
 
@@ -229,7 +221,7 @@ def test_put_refuses_impossible_paths(path: str, error: type[Exception]) -> None
 
 @support.requires_root
 @pytest.mark.parametrize("mode", [0o644, 0o600, 0o4755, 0o2711, 0o444, 0o0])
-def test_put_keeps_owner_and_mode(tmp_path: pathlib.Path, mode: int) -> None:
+def test_put_keeps_owner_and_mode(tmp_path: Path, mode: int) -> None:
     file = tmp_path / "file"
     file.touch()
     os.chown(file, ALICE, MALLORY)
@@ -241,7 +233,7 @@ def test_put_keeps_owner_and_mode(tmp_path: pathlib.Path, mode: int) -> None:
 
 
 @support.requires_root
-def test_put_keeps_extended_attributes_of_every_kind(tmp_path: pathlib.Path) -> None:
+def test_put_keeps_extended_attributes_of_every_kind(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     # Version 2 of linux/capability.h: cap_net_bind_service, effective and permitted.
@@ -263,9 +255,7 @@ def test_put_keeps_extended_attributes_of_every_kind(tmp_path: pathlib.Path) -> 
 
 @support.requires("setfacl", "getfacl")
 @pytest.mark.parametrize("rules", [["u:54321:rw", "g:54322:r", "m::rw", "o::-"], []])
-def test_put_keeps_the_acl_and_adds_none_of_the_directory(
-    tmp_path: pathlib.Path, rules: list[str]
-) -> None:
+def test_put_keeps_the_acl_and_adds_no_other(tmp_path: Path, rules: list[str]) -> None:
     file = tmp_path / "file"
     file.touch(0o640)
     if rules:
@@ -278,7 +268,7 @@ def test_put_keeps_the_acl_and_adds_none_of_the_directory(
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002, 0o000, 0o777])
-def test_put_gives_a_new_file_the_mode_of_the_umask(tmp_path: pathlib.Path, umask: int) -> None:
+def test_put_gives_a_new_file_the_mode_of_the_umask(tmp_path: Path, umask: int) -> None:
     old = os.umask(umask)
     try:
         put(str(tmp_path / "new"), b"")
@@ -297,9 +287,7 @@ def test_put_gives_a_new_file_the_mode_of_the_umask(tmp_path: pathlib.Path, umas
         [f"d:u:{ALICE}:rw", "d:m::r"],
     ],
 )
-def test_put_gives_a_new_file_the_default_acl_of_its_directory(
-    tmp_path: pathlib.Path, rules: list[str]
-) -> None:
+def test_a_new_file_has_the_default_acl_of_its_directory(tmp_path: Path, rules: list[str]) -> None:
     set_acl(tmp_path, *rules)
     (tmp_path / "expected").touch(0o666)
     put(str(tmp_path / "new"), b"")
@@ -308,7 +296,7 @@ def test_put_gives_a_new_file_the_default_acl_of_its_directory(
 
 
 @support.requires_root
-def test_put_gives_a_new_file_the_group_of_its_directory(tmp_path: pathlib.Path) -> None:
+def test_put_gives_a_new_file_the_group_of_its_directory(tmp_path: Path) -> None:
     os.chown(tmp_path, 0, MALLORY)
     tmp_path.chmod(0o2755)
     put(str(tmp_path / "new"), b"")
@@ -316,7 +304,7 @@ def test_put_gives_a_new_file_the_group_of_its_directory(tmp_path: pathlib.Path)
 
 
 @pytest.mark.parametrize("exists", [True, False], ids=["old file", "new file"])
-def test_put_writes_through_symlinks_and_keeps_them(tmp_path: pathlib.Path, exists: bool) -> None:
+def test_put_writes_through_symlinks_and_keeps_them(tmp_path: Path, exists: bool) -> None:
     (tmp_path / "a").mkdir()
     if exists:
         (tmp_path / "a" / "file").write_bytes(b"old")
@@ -330,7 +318,7 @@ def test_put_writes_through_symlinks_and_keeps_them(tmp_path: pathlib.Path, exis
 
 
 @support.requires_root
-def test_put_replaces_a_read_only_file_for_its_owner(public: pathlib.Path) -> None:
+def test_put_replaces_a_read_only_file_for_its_owner(public: Path) -> None:
     os.chown(public, ALICE, ALICE)
     file = public / "file"
     python_as(ALICE, "put(args[0], b'a'); os.chmod(args[0], 0o444); put(args[0], b'b')", file)
@@ -342,7 +330,7 @@ def test_put_replaces_a_read_only_file_for_its_owner(public: pathlib.Path) -> No
 
 
 @pytest.fixture
-def disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """
     A file system of a megabyte.
     """
@@ -351,7 +339,7 @@ def disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 @pytest.mark.parametrize("exists", [True, False], ids=["old file", "new file"])
-def test_put_keeps_the_old_file_when_the_disk_is_full(disk: pathlib.Path, exists: bool) -> None:
+def test_put_keeps_the_old_file_when_the_disk_is_full(disk: Path, exists: bool) -> None:
     file = disk / "file"
     if exists:
         file.write_bytes(b"old" * 100_000)
@@ -366,7 +354,7 @@ def test_put_keeps_the_old_file_when_the_disk_is_full(disk: pathlib.Path, exists
     assert file.stat().st_size == 600_000
 
 
-def test_put_writes_in_place_when_there_is_no_room_for_a_second_file(disk: pathlib.Path) -> None:
+def test_put_writes_in_place_when_there_is_no_room(disk: Path) -> None:
     file = disk / "file"
     file.write_bytes(b"o" * 600_000)
     for size in (600_000, 900_000, 700_000):
@@ -375,7 +363,7 @@ def test_put_writes_in_place_when_there_is_no_room_for_a_second_file(disk: pathl
     assert os.listdir(disk) == ["file"]
 
 
-def test_put_writes_in_place_when_there_is_no_inode_left(tmp_path: pathlib.Path) -> None:
+def test_put_writes_in_place_when_no_inode_is_left(tmp_path: Path) -> None:
     # The root directory and one file.
     with small_disk(tmp_path, "nr_inodes=2") as disk:
         (disk / "file").write_bytes(b"old")

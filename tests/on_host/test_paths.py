@@ -5,8 +5,8 @@ No other user of a host decides what is written to.
 import contextlib
 import functools
 import os
-import pathlib
 import stat
+from pathlib import Path
 
 import pytest
 from host_files import ALICE, MALLORY, act_at_step, python_as
@@ -22,7 +22,7 @@ TRY_TO_PUT = "try: put(args[0], b'new')\nexcept PermissionError as error: print(
 
 
 @pytest.fixture
-def victim(public: pathlib.Path) -> pathlib.Path:
+def victim(public: Path) -> Path:
     """
     A file of root's, in a directory of root's.
     """
@@ -34,7 +34,7 @@ def victim(public: pathlib.Path) -> pathlib.Path:
 
 
 @pytest.fixture
-def shared(public: pathlib.Path) -> pathlib.Path:
+def shared(public: Path) -> Path:
     """
     A directory where everyone may create files, as /tmp is.
     """
@@ -44,13 +44,13 @@ def shared(public: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def plant(link: pathlib.Path, target: object, owner: int = MALLORY) -> pathlib.Path:
+def plant(link: Path, target: object, owner: int = MALLORY) -> Path:
     link.symlink_to(str(target))
     os.chown(link, owner, owner, follow_symlinks=False)
     return link
 
 
-def untouched(victim: pathlib.Path) -> bool:
+def untouched(victim: Path) -> bool:
     state = victim.stat()
     return (
         os.listdir(victim.parent) == ["file"]
@@ -75,7 +75,7 @@ def untouched(victim: pathlib.Path) -> bool:
     ],
 )
 def test_a_link_of_another_user_in_a_shared_directory_leads_to_nothing(
-    public: pathlib.Path, shared: pathlib.Path, victim: pathlib.Path, path: str, link: str
+    public: Path, shared: Path, victim: Path, path: str, link: str
 ) -> None:
     plant(shared / "link", victim)
     plant(shared / "new", victim.with_name("new"))
@@ -93,9 +93,7 @@ def test_a_link_of_another_user_in_a_shared_directory_leads_to_nothing(
 
 
 @pytest.mark.parametrize("owner", [ALICE, MALLORY])
-def test_a_user_follows_only_links_of_their_own_in_a_shared_directory(
-    public: pathlib.Path, shared: pathlib.Path, owner: int
-) -> None:
+def test_a_user_follows_their_own_links_only(public: Path, shared: Path, owner: int) -> None:
     hers = public / "hers"
     hers.mkdir()
     os.chown(hers, ALICE, ALICE)
@@ -107,7 +105,7 @@ def test_a_user_follows_only_links_of_their_own_in_a_shared_directory(
 
 @pytest.mark.parametrize("mode", [0o755, 0o777, 0o1775])
 def test_links_of_other_users_are_followed_in_directories_that_are_not_shared(
-    public: pathlib.Path, victim: pathlib.Path, mode: int
+    public: Path, victim: Path, mode: int
 ) -> None:
     public.chmod(mode)
     put(str(plant(public / "link", victim)), b"new")
@@ -115,9 +113,7 @@ def test_links_of_other_users_are_followed_in_directories_that_are_not_shared(
 
 
 @pytest.mark.parametrize("owner", [0, MALLORY])
-def test_a_link_of_the_owner_of_a_shared_directory_is_followed(
-    shared: pathlib.Path, victim: pathlib.Path, owner: int
-) -> None:
+def test_a_link_of_the_directorys_owner_is_followed(shared: Path, victim: Path, owner: int) -> None:
     os.chown(shared, owner, owner)
     put(str(plant(shared / "link", victim, owner)), b"new")
     assert victim.read_bytes() == b"new"
@@ -126,9 +122,7 @@ def test_a_link_of_the_owner_of_a_shared_directory_is_followed(
 # Links that appear meanwhile
 
 
-def test_a_link_that_appears_meanwhile_is_replaced(
-    shared: pathlib.Path, victim: pathlib.Path
-) -> None:
+def test_a_link_that_appears_meanwhile_is_replaced(shared: Path, victim: Path) -> None:
     file = shared / "file"
     with StagedWrite(str(file)) as write:
         write.write(b"new")
@@ -139,9 +133,7 @@ def test_a_link_that_appears_meanwhile_is_replaced(
     assert untouched(victim)
 
 
-def test_a_temporary_file_that_is_swapped_for_a_link_changes_nothing_of_root(
-    shared: pathlib.Path, victim: pathlib.Path
-) -> None:
+def test_a_temporary_file_swapped_for_a_link_does_no_harm(shared: Path, victim: Path) -> None:
     file = shared / "file"
     file.touch()
     os.chown(file, MALLORY, MALLORY)
@@ -158,7 +150,7 @@ def test_a_temporary_file_that_is_swapped_for_a_link_changes_nothing_of_root(
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("path", ["file", "new", "directory/file"])
 def test_a_link_that_is_swapped_in_at_any_step_is_not_followed(
-    shared: pathlib.Path, victim: pathlib.Path, path: str, in_place: bool
+    shared: Path, victim: Path, path: str, in_place: bool
 ) -> None:
     step = 0
     swapped = True
@@ -178,7 +170,7 @@ def test_a_link_that_is_swapped_in_at_any_step_is_not_followed(
     assert step > 5
 
 
-def swap_for_link(path: pathlib.Path, victim: pathlib.Path) -> None:
+def swap_for_link(path: Path, victim: Path) -> None:
     """
     Make a path a link of Mallory's, to the victim or to its directory as it is one itself.
     """
@@ -191,7 +183,7 @@ def swap_for_link(path: pathlib.Path, victim: pathlib.Path) -> None:
 # Directories
 
 
-def test_a_directory_that_may_only_be_searched_is_enough(public: pathlib.Path) -> None:
+def test_a_directory_that_may_only_be_searched_is_enough(public: Path) -> None:
     (public / "a").mkdir(0o711)
     (public / "a" / "file").touch()
     (public / "a" / "file").chmod(0o666)
@@ -199,7 +191,7 @@ def test_a_directory_that_may_only_be_searched_is_enough(public: pathlib.Path) -
     assert (public / "a" / "file").read_bytes() == b"new"
 
 
-def test_a_directory_that_may_not_be_searched_is_named(public: pathlib.Path) -> None:
+def test_a_directory_that_may_not_be_searched_is_named(public: Path) -> None:
     (public / "a").mkdir(0o700)
     path = public / "a" / "b" / "file"
     assert python_as(ALICE, TRY_TO_PUT, path).stdout == (

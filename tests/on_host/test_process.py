@@ -4,13 +4,13 @@ Running programs on a host.
 
 import contextlib
 import os
-import pathlib
 import pickle
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +28,7 @@ FOREVER = "1000"
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
-def start_python(code: str, cwd: pathlib.Path) -> "subprocess.Popen[str]":
+def start_python(code: str, cwd: Path) -> "subprocess.Popen[str]":
     """
     Start code that runs commands in an interpreter of its own.
     """
@@ -42,7 +42,7 @@ def start_python(code: str, cwd: pathlib.Path) -> "subprocess.Popen[str]":
 
 
 @contextlib.contextmanager
-def killed_at_the_end(pid_file: pathlib.Path) -> Iterator[Callable[[], int]]:
+def killed_at_the_end(pid_file: Path) -> Iterator[Callable[[], int]]:
     """
     Ends a process that a test leaves behind on purpose.
 
@@ -72,9 +72,7 @@ def killed_at_the_end(pid_file: pathlib.Path) -> Iterator[Callable[[], int]]:
         ("kill -9 $$", ("", "", -9)),
     ],
 )
-def test_run_returns_stripped_texts_and_the_exit_status(
-    script: str, result: tuple[str, str, int]
-) -> None:
+def test_run_returns_texts_and_exit_status(script: str, result: tuple[str, str, int]) -> None:
     assert run("sh", ["-c", script]) == result
 
 
@@ -92,9 +90,7 @@ def test_arguments_may_be_any_sequence_and_reach_the_command_unchanged() -> None
         ("\u00a0 x \u2003".encode(), "\u00a0 x \u2003"),
     ],
 )
-def test_texts_are_utf8_with_replaced_bytes_and_stripped_of_ascii_space(
-    raw: bytes, text: str
-) -> None:
+def test_texts_are_utf8_and_stripped_of_ascii_space(raw: bytes, text: str) -> None:
     assert run("cat", stdin=raw)[0] == text
     # No lone surrogates, which the orchestrator's database refuses.
     text.encode("utf-8")
@@ -112,7 +108,7 @@ def test_output_that_comes_after_the_end_of_the_command_arrives() -> None:
     assert run("bash", ["-c", "seq 3 > >(sleep 0.3; cat)"])[0] == "1\n2\n3"
 
 
-def test_an_exit_status_arrives_where_sigchld_is_ignored(tmp_path: pathlib.Path) -> None:
+def test_an_exit_status_arrives_where_sigchld_is_ignored(tmp_path: Path) -> None:
     code = (
         "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
         "print(run('sh', ['-c', 'exit 3'])[2])\n"
@@ -146,7 +142,7 @@ def test_an_inherited_pythonpath_is_dropped_unless_env_sets_it(
     assert os.environ["PYTHONPATH"] == "/inherited"
 
 
-def test_cwd_is_where_the_command_runs(tmp_path: pathlib.Path) -> None:
+def test_cwd_is_where_the_command_runs(tmp_path: Path) -> None:
     assert run("pwd", cwd=str(tmp_path))[0] == str(tmp_path)
     program = tmp_path / "program"
     program.write_text("#!/bin/sh\necho here\n")
@@ -165,20 +161,18 @@ def test_cwd_is_where_the_command_runs(tmp_path: pathlib.Path) -> None:
     ],
     ids=["none", "text", "bytes", "large"],
 )
-def test_stdin_reaches_the_command_that_need_not_read_it(
-    stdin: str | bytes | None, raw: bytes, command: str
-) -> None:
+def test_stdin_reaches_the_command(stdin: str | bytes | None, raw: bytes, command: str) -> None:
     assert run_raw(command, stdin=stdin) == (raw if command == "cat" else b"", b"", 0)
 
 
-def test_a_command_that_closes_its_output_still_gets_its_stdin(tmp_path: pathlib.Path) -> None:
+def test_a_command_that_closes_its_output_still_gets_its_stdin(tmp_path: Path) -> None:
     target = tmp_path / "target"
     content = b"x" * 3_000_000
     run("sh", ["-c", f"exec >&- 2>&-; sleep 0.2; exec cat >{target}"], stdin=content)
     assert target.read_bytes() == content
 
 
-def test_the_command_holds_no_files_of_this_process(tmp_path: pathlib.Path) -> None:
+def test_the_command_holds_no_files_of_this_process(tmp_path: Path) -> None:
     with open(tmp_path / "secret", "w") as file:
         os.set_inheritable(file.fileno(), True)
         assert "secret" not in run("ls", ["-l", "/proc/self/fd"])[0]
@@ -187,7 +181,7 @@ def test_the_command_holds_no_files_of_this_process(tmp_path: pathlib.Path) -> N
 # Too late
 
 
-def test_a_timeout_ends_the_process_group_and_nothing_else(tmp_path: pathlib.Path) -> None:
+def test_a_timeout_ends_the_process_group_and_nothing_else(tmp_path: Path) -> None:
     # A child, its own child in the background, and one in a session of its own, as a daemon has.
     script = f"""
         echo $$ >>pids
@@ -211,7 +205,7 @@ def test_a_timeout_ends_the_process_group_and_nothing_else(tmp_path: pathlib.Pat
 
 
 @pytest.mark.parametrize("keyword", ["timeout", "call_timeout"])
-def test_a_command_that_is_ended_can_clean_up(tmp_path: pathlib.Path, keyword: str) -> None:
+def test_a_command_that_is_ended_can_clean_up(tmp_path: Path, keyword: str) -> None:
     limit: dict[str, Any] = {keyword: 0.5}
     script = f"trap 'echo clean >{tmp_path}/up; exit' TERM; while :; do sleep 0.05; done"
     with pytest.raises(CommandTimeoutError):
@@ -262,7 +256,7 @@ def test_the_text_of_a_timeout_has_no_argument_and_the_end_of_much_output() -> N
 
 
 @support.requires_root
-def test_a_timeout_tells_what_this_user_may_not_kill(tmp_path: pathlib.Path) -> None:
+def test_a_timeout_tells_what_this_user_may_not_kill(tmp_path: Path) -> None:
     code = (
         "import os, subprocess, inmanta_mitogen.failures\n"
         # A child that is another user's, as a program with set-user-ID would be.
@@ -282,7 +276,7 @@ def test_a_timeout_tells_what_this_user_may_not_kill(tmp_path: pathlib.Path) -> 
         assert not support.is_gone(wait_for_pid())
 
 
-def test_a_timeout_does_not_fail_a_command_that_has_ended(tmp_path: pathlib.Path) -> None:
+def test_a_timeout_does_not_fail_a_command_that_has_ended(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     daemon = f"echo $$ >{pid_file}; while :; do echo chat; sleep 0.1; done"
     with killed_at_the_end(pid_file) as wait_for_pid:
@@ -298,7 +292,7 @@ def test_a_timeout_does_not_fail_a_command_that_has_ended(tmp_path: pathlib.Path
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_command_ends_by_itself_when_its_interpreter_is_told_to_end(
-    tmp_path: pathlib.Path, number: signal.Signals
+    tmp_path: Path, number: signal.Signals
 ) -> None:
     # More than a pipe holds, on both streams and in.
     script = (
@@ -314,7 +308,7 @@ def test_a_command_ends_by_itself_when_its_interpreter_is_told_to_end(
     assert (tmp_path / "got").stat().st_size == 3_000_000
 
 
-def test_a_timeout_holds_when_the_interpreter_is_gone(tmp_path: pathlib.Path) -> None:
+def test_a_timeout_holds_when_the_interpreter_is_gone(tmp_path: Path) -> None:
     code = f"run('sh', ['-c', 'echo $$ >pid; sleep {FOREVER}'], timeout=1.5)"
     with killed_at_the_end(tmp_path / "pid") as wait_for_pid:
         with start_python(code, tmp_path) as python:
@@ -325,7 +319,7 @@ def test_a_timeout_holds_when_the_interpreter_is_gone(tmp_path: pathlib.Path) ->
         wait_until(lambda: support.is_gone(pid), "it has ended")
 
 
-def test_a_server_in_the_background_can_go_on_printing(tmp_path: pathlib.Path) -> None:
+def test_a_server_in_the_background_can_go_on_printing(tmp_path: Path) -> None:
     server = "while :; do echo line || exit; echo x >>log; sleep 0.1; done"
     # It is silent for longer than is waited for it.
     script = f"nohup sh -c 'echo $$ >pid; sleep 1; {server}' & echo started"
@@ -364,7 +358,7 @@ AS_LIST = "this is a command with its arguments in one string, pass them as a li
     ],
 )
 def test_why_a_command_does_not_start_is_told(
-    tmp_path: pathlib.Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     command: str,
     options: dict[str, Any],

@@ -9,13 +9,13 @@ import fcntl
 import functools
 import hashlib
 import os
-import pathlib
 import re
 import select
 import signal
 import stat
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,14 +39,14 @@ TEMPORARY = re.compile(r"\.inmanta-put-[0-9a-f]{32}")
 OLD = b"old" * 1000
 
 
-def mode_of(path: pathlib.Path) -> int:
+def mode_of(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
 # One write
 
 
-def test_a_staged_write_collects_chunks_of_any_kind(tmp_path: pathlib.Path) -> None:
+def test_a_staged_write_collects_chunks_of_any_kind(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"old")
     with StagedWrite(str(file)) as write:
@@ -60,9 +60,7 @@ def test_a_staged_write_collects_chunks_of_any_kind(tmp_path: pathlib.Path) -> N
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_a_staged_write_that_is_not_committed_changes_nothing(
-    tmp_path: pathlib.Path, exists: bool
-) -> None:
+def test_a_staged_write_that_is_not_committed_changes_nothing(tmp_path: Path, exists: bool) -> None:
     file = tmp_path / "file"
     if exists:
         file.write_bytes(b"old")
@@ -74,9 +72,7 @@ def test_a_staged_write_that_is_not_committed_changes_nothing(
 
 
 @pytest.mark.parametrize("exists", [True, False], ids=["removed", "appeared"])
-def test_a_file_that_was_removed_or_appeared_meanwhile_keeps_its_mode(
-    tmp_path: pathlib.Path, exists: bool
-) -> None:
+def test_a_file_that_changed_meanwhile_keeps_its_mode(tmp_path: Path, exists: bool) -> None:
     file = tmp_path / "file"
     if exists:
         file.touch(0o600)
@@ -91,7 +87,7 @@ def test_a_file_that_was_removed_or_appeared_meanwhile_keeps_its_mode(
     assert mode_of(file) == 0o600
 
 
-def test_a_directory_that_appeared_meanwhile_is_named(tmp_path: pathlib.Path) -> None:
+def test_a_directory_that_appeared_meanwhile_is_named(tmp_path: Path) -> None:
     with StagedWrite(str(tmp_path / "file")) as write:
         (tmp_path / "file").mkdir()
         with pytest.raises(IsADirectoryError, match="file"):
@@ -100,8 +96,8 @@ def test_a_directory_that_appeared_meanwhile_is_named(tmp_path: pathlib.Path) ->
 
 
 @pytest.mark.parametrize("exists", [True, False], ids=["old file", "new file"])
-def test_put_is_on_the_disk_before_it_is_seen(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, exists: bool
+def test_put_is_flushed_before_it_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool
 ) -> None:
     file = tmp_path / "file"
     if exists:
@@ -120,9 +116,7 @@ def test_put_is_on_the_disk_before_it_is_seen(
 # Temporary files
 
 
-def test_a_temporary_file_is_private_and_unpredictable(
-    tmp_path: pathlib.Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_temporary_file_is_private(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     request.addfinalizer(functools.partial(os.umask, os.umask(0)))
     names = set()
     for _ in range(3):
@@ -135,7 +129,7 @@ def test_a_temporary_file_is_private_and_unpredictable(
     assert len(names) == 3
 
 
-def test_a_process_searches_a_directory_for_temporary_files_once(tmp_path: pathlib.Path) -> None:
+def test_a_process_searches_a_directory_for_temporary_files_once(tmp_path: Path) -> None:
     # Every directory listing is an audit event.
     code = (
         "events = []\n"
@@ -148,7 +142,7 @@ def test_a_process_searches_a_directory_for_temporary_files_once(tmp_path: pathl
     assert python_as(os.geteuid(), code, *paths).stdout == "2\n"
 
 
-def test_the_temporary_file_of_a_living_writer_stays(tmp_path: pathlib.Path) -> None:
+def test_the_temporary_file_of_a_living_writer_stays(tmp_path: Path) -> None:
     with StagedWrite(str(tmp_path / "file")) as write:
         write.write(b"whole")
         before = os.listdir(tmp_path)
@@ -158,7 +152,7 @@ def test_the_temporary_file_of_a_living_writer_stays(tmp_path: pathlib.Path) -> 
     assert (tmp_path / "file").read_bytes() == b"whole"
 
 
-def test_files_that_only_look_like_temporary_ones_stay(tmp_path: pathlib.Path) -> None:
+def test_files_that_only_look_like_temporary_ones_stay(tmp_path: Path) -> None:
     number = "0" * 31
     for name in (f".inmanta-put-{number}00", f"inmanta-put-{number}0", ".inmanta-put-x", "target"):
         (tmp_path / name).touch()
@@ -176,7 +170,7 @@ def die() -> None:
 
 @pytest.mark.parametrize("exists", [True, False], ids=["old file", "new file"])
 def test_put_killed_at_any_step_leaves_the_old_or_the_new_content_and_nothing_for_long(
-    tmp_path: pathlib.Path, exists: bool
+    tmp_path: Path, exists: bool
 ) -> None:
     old = b"old" * 100_000 if exists else None
     new = b"new" * 200_000
@@ -205,7 +199,7 @@ def test_put_killed_at_any_step_leaves_the_old_or_the_new_content_and_nothing_fo
     assert seen == {old, new}
 
 
-def test_concurrent_puts_leave_one_of_the_contents_whole(tmp_path: pathlib.Path) -> None:
+def test_concurrent_puts_leave_one_of_the_contents_whole(tmp_path: Path) -> None:
     path = str(tmp_path / "file")
     contents = [bytes([65 + number]) * 700_000 for number in range(6)]
     put(path, contents[0])
@@ -223,7 +217,7 @@ def test_concurrent_puts_leave_one_of_the_contents_whole(tmp_path: pathlib.Path)
 
 
 @support.requires_root
-def test_put_to_a_device_writes_to_it_and_tells_its_errors(tmp_path: pathlib.Path) -> None:
+def test_put_to_a_device_writes_to_it_and_tells_its_errors(tmp_path: Path) -> None:
     null, full = tmp_path / "null", tmp_path / "full"
     os.mknod(null, stat.S_IFCHR | 0o666, os.makedev(1, 3))
     os.mknod(full, stat.S_IFCHR | 0o666, os.makedev(1, 7))
@@ -235,7 +229,7 @@ def test_put_to_a_device_writes_to_it_and_tells_its_errors(tmp_path: pathlib.Pat
     assert sorted(os.listdir(tmp_path)) == ["full", "null"]
 
 
-def test_put_to_a_fifo_reaches_its_reader(tmp_path: pathlib.Path) -> None:
+def test_put_to_a_fifo_reaches_its_reader(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with pytest.raises(OSError, match="Nobody reads from this FIFO"):
@@ -252,7 +246,7 @@ def test_put_to_a_fifo_reaches_its_reader(tmp_path: pathlib.Path) -> None:
 
 
 def test_put_to_an_entry_of_proc_sets_it_or_tells_its_error() -> None:
-    entry = pathlib.Path("/proc/self/task", str(threading.get_native_id()), "comm")
+    entry = Path("/proc/self/task", str(threading.get_native_id()), "comm")
     before = entry.read_bytes()
     try:
         put(str(entry), b"staged")
@@ -264,7 +258,7 @@ def test_put_to_an_entry_of_proc_sets_it_or_tells_its_error() -> None:
         put("/proc/self/oom_score_adj", b"no number")
 
 
-def test_put_follows_the_links_of_procfs(tmp_path: pathlib.Path) -> None:
+def test_put_follows_the_links_of_procfs(tmp_path: Path) -> None:
     # As /dev/stdout does. There is no path to what it leads to.
     code = (
         "put('/proc/self/fd/1', b'to the pipe')\n"
@@ -279,7 +273,7 @@ def test_put_follows_the_links_of_procfs(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.fixture
-def bound(tmp_path: pathlib.Path) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
+def bound(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     """
     A file, and another one that it is mounted on, on a file system of a megabyte.
     """
@@ -292,9 +286,7 @@ def bound(tmp_path: pathlib.Path) -> Iterator[tuple[pathlib.Path, pathlib.Path]]
             yield source, target
 
 
-def test_put_writes_a_bind_mounted_file_in_place_unless_the_disk_is_full(
-    bound: tuple[pathlib.Path, pathlib.Path],
-) -> None:
+def test_put_writes_a_bind_mounted_file_in_place(bound: tuple[Path, Path]) -> None:
     source, target = bound
     with pytest.raises(OSError, match="No space left") as caught:
         put(str(target), b"n" * 2_000_000)
@@ -309,7 +301,7 @@ def test_put_writes_a_bind_mounted_file_in_place_unless_the_disk_is_full(
 
 
 def test_puts_in_place_take_turns(
-    bound: tuple[pathlib.Path, pathlib.Path], monkeypatch: pytest.MonkeyPatch
+    bound: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = bound
     refused = []
@@ -331,8 +323,8 @@ def test_puts_in_place_take_turns(
     assert refused
 
 
-def test_a_lock_of_someone_else_does_not_block_put_for_ever(
-    bound: tuple[pathlib.Path, pathlib.Path], monkeypatch: pytest.MonkeyPatch
+def test_a_lock_does_not_block_put_for_ever(
+    bound: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(in_place, "_LOCK_TIMEOUT", 0.2)
     source, target = bound
@@ -343,7 +335,7 @@ def test_a_lock_of_someone_else_does_not_block_put_for_ever(
 
 
 @pytest.fixture
-def closed(public: pathlib.Path) -> pathlib.Path:
+def closed(public: Path) -> Path:
     """
     A file that Alice may write, in a directory that she may not.
     """
@@ -359,9 +351,7 @@ def closed(public: pathlib.Path) -> pathlib.Path:
 @pytest.mark.parametrize(
     ("mode", "size"), [(0o755, 0), (0o755, 20_000_000), (0o1777, 10), (0o777, 3000)]
 )
-def test_put_writes_in_place_what_the_user_may_not_replace(
-    closed: pathlib.Path, mode: int, size: int
-) -> None:
+def test_put_writes_in_place_what_may_not_be_replaced(closed: Path, mode: int, size: int) -> None:
     closed.parent.chmod(mode)
     before = closed.stat()
     python_as(ALICE, "put(args[0], b'n' * int(args[1]))", closed, size)
@@ -372,14 +362,14 @@ def test_put_writes_in_place_what_the_user_may_not_replace(
     assert os.listdir(closed.parent) == ["file"]
 
 
-def test_put_in_place_without_commit_changes_nothing(closed: pathlib.Path) -> None:
+def test_put_in_place_without_commit_changes_nothing(closed: Path) -> None:
     python_as(ALICE, "with StagedWrite(args[0]) as write: write.write(b'new')", closed)
     assert closed.read_bytes() == OLD
 
 
 @pytest.mark.parametrize("size", [1_000_000, 20_000_000])
 def test_put_in_place_that_fails_in_the_middle_restores_a_small_file_or_says_that_it_is_lost(
-    closed: pathlib.Path, size: int
+    closed: Path, size: int
 ) -> None:
     old = b"o" * size
     closed.write_bytes(old)
@@ -407,7 +397,7 @@ sys.addaudithook(refuse)
 
 
 @pytest.mark.parametrize("exists", [True, False], ids=["old file", "new file"])
-def test_put_works_where_files_can_not_be_renamed(tmp_path: pathlib.Path, exists: bool) -> None:
+def test_put_works_where_files_can_not_be_renamed(tmp_path: Path, exists: bool) -> None:
     file = tmp_path / "file"
     if exists:
         file.write_bytes(b"old")
@@ -418,7 +408,7 @@ def test_put_works_where_files_can_not_be_renamed(tmp_path: pathlib.Path, exists
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_new_file_that_can_not_be_completed_is_removed(tmp_path: pathlib.Path) -> None:
+def test_a_new_file_that_can_not_be_completed_is_removed(tmp_path: Path) -> None:
     code = "try: put(args[0], b'new' * 200_000)\nexcept OSError as error: print(error.errno)\n"
     with small_disk(tmp_path) as disk:
         done = python_as(os.geteuid(), REFUSE_RENAMES + code, disk / "file")
@@ -426,16 +416,14 @@ def test_a_new_file_that_can_not_be_completed_is_removed(tmp_path: pathlib.Path)
         assert os.listdir(disk) == []
 
 
-def test_put_in_place_shortens_a_file_where_the_file_system_has_no_size(
-    tmp_path: pathlib.Path,
-) -> None:
+def test_put_in_place_shortens_a_file_without_blocks(tmp_path: Path) -> None:
     with small_disk(tmp_path, "size=0") as disk:
         for content in (b"something longer", b"new"):
             put(str(disk / "file"), content, in_place=True)
             assert (disk / "file").read_bytes() == content
 
 
-def test_put_in_an_append_only_directory_leaves_nothing_behind(tmp_path: pathlib.Path) -> None:
+def test_put_in_an_append_only_directory_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"old")
     with file_attribute(tmp_path, "a"):
         for content in (b"new", b"newer"):
@@ -446,7 +434,7 @@ def test_put_in_an_append_only_directory_leaves_nothing_behind(tmp_path: pathlib
         assert mode_of(tmp_path / "created") == 0o644
 
 
-def test_put_to_a_file_that_can_not_be_changed_at_all_names_it(tmp_path: pathlib.Path) -> None:
+def test_put_to_a_file_that_can_not_be_changed_at_all_names_it(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"old")
     with file_attribute(file, "i"):
@@ -456,7 +444,7 @@ def test_put_to_a_file_that_can_not_be_changed_at_all_names_it(tmp_path: pathlib
         assert os.listdir(tmp_path) == ["file"]
 
 
-def test_put_in_place_creates_a_file_as_a_whole(tmp_path: pathlib.Path) -> None:
+def test_put_in_place_creates_a_file_as_a_whole(tmp_path: Path) -> None:
     with StagedWrite(str(tmp_path / "file"), in_place=True) as write:
         write.write(b"new")
         assert not (tmp_path / "file").exists()
@@ -464,7 +452,7 @@ def test_put_in_place_creates_a_file_as_a_whole(tmp_path: pathlib.Path) -> None:
     assert (tmp_path / "file").read_bytes() == b"new"
 
 
-def test_put_where_nothing_may_be_written_says_so_beforehand(closed: pathlib.Path) -> None:
+def test_put_where_nothing_may_be_written_says_so_beforehand(closed: Path) -> None:
     closed.chmod(0o644)
     code = (
         "for path in args:\n"
@@ -475,7 +463,7 @@ def test_put_where_nothing_may_be_written_says_so_beforehand(closed: pathlib.Pat
     assert python_as(ALICE, code, closed, new).stdout.split() == [str(closed), str(new)]
 
 
-def test_put_works_in_a_directory_that_may_not_be_listed(public: pathlib.Path) -> None:
+def test_put_works_in_a_directory_that_may_not_be_listed(public: Path) -> None:
     support.need(root=True)
     inner = public / "inner"
     inner.mkdir()
@@ -485,7 +473,7 @@ def test_put_works_in_a_directory_that_may_not_be_listed(public: pathlib.Path) -
     assert (inner / "file").read_bytes() == b"b"
 
 
-def test_put_without_procfs_works(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_put_without_procfs_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real_stat = os.stat
 
     def no_proc(path: str | bytes, **options: Any) -> os.stat_result:
