@@ -178,7 +178,9 @@ def problems_of(
         elif state == "deployed" and not any(record.call for record in log):
             problems.append(f"The log of {resource.id} has no calls.")
 
-    if not _interpreter_missed(found.get((WITHOUT_PYTHON, "fs::File"))):
+    _, log = found.get((WITHOUT_PYTHON, "fs::File"), (None, []))
+    missing = r"PythonNotFoundError.*No such python interpreter on host"
+    if not any(re.search(missing, record.message, re.S) for record in log):
         problems.append(f"The log of the file on {WITHOUT_PYTHON} has no PythonNotFoundError.")
     return problems + _problems_on_disk(target, host)
 
@@ -214,13 +216,6 @@ def _problems_on_disk(target: pathlib.Path, host: SshHost) -> list[str]:
     if (target / f"{WITHOUT_PYTHON}.txt").exists():
         problems.append(f"There is a file of {WITHOUT_PYTHON}, where nothing can be deployed.")
     return problems
-
-
-def _interpreter_missed(found: tuple[Resource, list[LogRecord]] | None) -> bool:
-    return found is not None and any(
-        re.search(r"PythonNotFoundError.*No such python interpreter on host", record.message, re.S)
-        for record in found[1]
-    )
 
 
 def _variables(directory: pathlib.Path, host: SshHost) -> dict[str, str]:

@@ -16,6 +16,11 @@ from testbed.processes import ProcessFailedError, finish, start
 #: The checkout that the demo is part of.
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 
+#: What to leave out of a copy of it, which setuptools is to build in: it builds among the sources.
+NOT_SOURCES = shutil.ignore_patterns(
+    ".*", "venv", "__pycache__", "build", "dist", "_build", "*.egg-info"
+)
+
 _MODULE = "inmanta-module-mitogen"
 
 
@@ -94,10 +99,9 @@ class Wheel:
         self._name, self._log = name, directory / f"{name}.log"
         command = ["-m", "pip", "download", f"{name}=={published}", "--no-deps", "--dest"]
         if published is None:
-            # A copy, because setuptools builds in the source's own directory: two builds at a time
-            # would be in each other's way.
+            # Two builds at a time would be in each other's way.
             copy = directory / f"{name}-source"
-            shutil.copytree(source, copy, ignore=_not_source)
+            shutil.copytree(source, copy, ignore=NOT_SOURCES)
             command = ["-m", "pip", "wheel", str(copy), "--no-deps", "--wheel-dir"]
             if source != CHECKOUT:
                 command = ["-m", "inmanta.app", "module", "build", str(copy), "-o"]
@@ -171,15 +175,3 @@ def _module_files(directory: str) -> set[str]:
         if name == "mitogen" or name.startswith("inmanta-module-"):
             names |= {path.parts[0] for path in distribution.files or ()}
     return names
-
-
-def _not_source(directory: str, names: list[str]) -> set[str]:
-    path = pathlib.Path(directory)
-    return {
-        name
-        for name in names
-        if name.startswith(".")
-        or name in ("build", "dist", "__pycache__")
-        or name.endswith(".egg-info")
-        or (path / name / "pyvenv.cfg").exists()
-    }

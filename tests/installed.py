@@ -9,8 +9,9 @@ import subprocess
 import sys
 import sysconfig
 
+from testbed.environments import NOT_SOURCES
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-NOT_SOURCES = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "_build", "*.egg-info")
 PIP = (sys.executable, "-m", "pip", "-q", "--disable-pip-version-check")
 
 

@@ -2,7 +2,6 @@
 What a real orchestrator, with its database and its agents, makes of remote calls and their logs.
 """
 
-import collections.abc
 import contextlib
 import json
 import pathlib
@@ -12,7 +11,7 @@ import pytest
 
 import support
 from testbed.client import LogRecord, Resource
-from testbed.environments import Wheel, pip_settings
+from testbed.environments import CHECKOUT, Wheel, pip_settings
 from testbed.processes import no_orphans, working_directory
 from testbed.servers import Postgres, orchestrator
 
@@ -30,25 +29,9 @@ VALUES = {
 #: Functions in files beside the handler.
 FUNCTIONS = {"good": "remote.probe", "needy": "needy.probe"}
 
-#: The files of a module whose handler calls functions with odd values, and functions of its own.
+#: The files of a module whose handler calls functions with odd values, and functions of its own. It
+#: is packaged as that of the tutorial.
 MODULE = {
-    "setup.cfg": """
-        [metadata]
-        name = inmanta-module-probe
-        version = 1.0.0
-        license = Apache 2.0
-
-        [options]
-        include_package_data = True
-        packages = find_namespace:
-        install_requires = inmanta-module-mitogen
-    """,
-    "pyproject.toml": """
-        [build-system]
-        requires = ["setuptools>=65", "wheel"]
-        build-backend = "setuptools.build_meta"
-    """,
-    "MANIFEST.in": "recursive-include inmanta_plugins *.cf setup.cfg",
     "model/_init.cf": """
         import mitogen
 
@@ -143,7 +126,7 @@ def deployed() -> Deployed:
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(working_directory())
         stack.enter_context(no_orphans())
-        write(directory / "source", MODULE)
+        write_module(directory / "source")
         wheels = [
             Wheel(directory, source=directory / "source", name="inmanta-module-probe"),
             Wheel(directory),
@@ -166,11 +149,16 @@ def deployed() -> Deployed:
         return {each.value: (each, server.client.log(environment, each.id)) for each in resources}
 
 
-def write(directory: pathlib.Path, files: collections.abc.Mapping[str, str]) -> None:
+def write_module(directory: pathlib.Path) -> None:
     """
-    Write files, given by their paths, without the indentation that their texts have in common.
+    Write the files of the module, without the indentation that their texts have in common.
     """
-    for name, text in files.items():
+    tutorial = CHECKOUT / "docs" / "tutorial" / "envfile"
+    packaging = {
+        name: (tutorial / name).read_text().replace("envfile", "probe")
+        for name in ("setup.cfg", "pyproject.toml", "MANIFEST.in")
+    }
+    for name, text in (MODULE | packaging).items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text).lstrip())

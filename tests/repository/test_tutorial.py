@@ -37,7 +37,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> collections.abc.Iterator[R
     are.
     """
     environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
-    # Most of what is installed is never imported.
+    # What was downloaded or built is not thrown away with the home; most of it is never imported.
+    environment.setdefault("PIP_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "pip"))
     environment["PIP_NO_COMPILE"] = "1"
     started: Runs = {}
     for version, numbers in VERSIONS.items():
