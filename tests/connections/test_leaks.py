@@ -107,16 +107,18 @@ def show_that_nothing_stays(
     once: Do,
     times: int,
     *,
+    warm_up: int = 5,
     threads: int = 1,
     others: collections.abc.Iterable[int] = (),
 ) -> None:
     """
     Does something a few times to warm up, then many times, and compares.
 
+    :param warm_up: How many times; each kind of what it does has to be among them.
     :param threads: How many threads do it at the same time.
     :param others: Processes on the host that live on and must not grow either.
     """
-    repeat(once, 5, threads)
+    repeat(once, warm_up, threads)
     settle(open_proxy)
     before, objects, sizes = support.Snapshot.take(), held(), tables(open_proxy)
     pids = [os.getpid(), *others]
@@ -165,8 +167,8 @@ def connect_call_disconnect(context: Context) -> Do:
     return once
 
 
-def test_a_hundred_connections_leave_nothing(open_proxy: Proxy) -> None:
-    show_that_nothing_stays(open_proxy, connect_call_disconnect(LOCAL), 100, threads=3)
+def test_sixty_connections_leave_nothing(open_proxy: Proxy) -> None:
+    show_that_nothing_stays(open_proxy, connect_call_disconnect(LOCAL), 60, threads=3)
 
 
 def test_connections_through_a_hop_leave_nothing_in_it_either(open_proxy: Proxy) -> None:
@@ -175,7 +177,7 @@ def test_connections_through_a_hop_leave_nothing_in_it_either(open_proxy: Proxy)
     with Proxy({**context, "name": "another"}) as proxy:
         in_hop = proxy.remote_call(far_side.parent_pid)
         once = connect_call_disconnect(context)
-        show_that_nothing_stays(open_proxy, once, 25, others=[in_hop])
+        show_that_nothing_stays(open_proxy, once, 15, others=[in_hop])
         assert proxy.remote_call(far_side.parent_pid) == in_hop
         via = support.connection_of(proxy).link.via
         assert via is not None
@@ -184,11 +186,14 @@ def test_connections_through_a_hop_leave_nothing_in_it_either(open_proxy: Proxy)
 
 
 def test_connections_over_ssh_leave_nothing(open_proxy: Proxy, host: SshHost) -> None:
-    show_that_nothing_stays(open_proxy, connect_call_disconnect(host.serialized()), 10)
+    show_that_nothing_stays(open_proxy, connect_call_disconnect(host.serialized()), 6)
     support.wait_until(lambda: not host.session_pids(), "nothing runs on the host")
 
 
-def test_fifty_failed_connections_leave_nothing(open_proxy: Proxy, host: SshHost) -> None:
+def test_fifty_failed_connections_leave_nothing(
+    open_proxy: Proxy, host: SshHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/nonexistent")  # it may have many interpreters to look at
     silent = socket.create_server(("127.0.0.1", 0))
     failing: list[Context] = [
         {"method_name": "ssh", "hostname": "127.0.0.1", "port": support.free_port()},
@@ -211,20 +216,8 @@ def test_fifty_failed_connections_leave_nothing(open_proxy: Proxy, host: SshHost
             Proxy(contexts[next(order)]).connect()
 
     with silent:
-        show_that_nothing_stays(open_proxy, once, 50, threads=3)
+        show_that_nothing_stays(open_proxy, once, 50, warm_up=10, threads=3)
     support.wait_until(lambda: not host.session_pids(), "nothing runs on the host")
-
-
-def test_killed_interpreters_leave_nothing(open_proxy: Proxy) -> None:
-    with Proxy(LOCAL) as proxy:
-
-        def once() -> None:
-            pid = proxy.remote_call(far_side.pid)
-            os.kill(pid, signal.SIGKILL)
-            connection = support.connection_of(proxy)
-            support.wait_until(lambda: not connection.alive, "the connection is lost")
-
-        show_that_nothing_stays(open_proxy, once, 20)
 
 
 def test_hosts_killed_in_the_middle_of_a_call_leave_nothing(
@@ -306,11 +299,3 @@ def test_an_interrupt_does_not_reach_others_who_wait_for_the_same_hop(
         assert proxy.run("echo", ["works"])[0] == "works"
         proxy.disconnect()
     before.settle()
-
-
-def test_an_interrupted_call_mixes_no_results(open_proxy: Proxy, tmp_path: pathlib.Path) -> None:
-    began = tmp_path / "began"
-    with interrupted_once(began):
-        open_proxy.remote_call(far_side.note_and_nap, str(began), 1)
-    answers = [open_proxy.remote_call(far_side.echo, number) for number in range(5)]
-    assert answers == [[[number], {}] for number in range(5)]
