@@ -67,14 +67,6 @@ class NoteHandler(HandlerABC[Note]):
     def create_resource(self, ctx: HandlerContext, resource: Note) -> None:
         self.proxy.put(resource.path, resource.text.encode())
         ctx.set_created()
-
-    def update_resource(self, ctx: HandlerContext, changes: dict, resource: Note) -> None:
-        self.proxy.put(resource.path, resource.text.encode())
-        ctx.set_updated()
-
-    def delete_resource(self, ctx: HandlerContext, resource: Note) -> None:
-        self.proxy.remove(resource.path)
-        ctx.set_purged()
 """
 
 

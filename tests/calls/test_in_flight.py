@@ -76,16 +76,6 @@ def test_a_submitted_call_that_takes_too_long_is_given_up() -> None:
         assert proxy.submit(far_side.echo, 1).result(60) == [[1], {}]
 
 
-def test_calls_in_flight_end_with_the_connection(proxy: Proxy) -> None:
-    futures = [proxy.submit(far_side.nap, 600) for _ in range(3)]
-    proxy.disconnect(timeout=0.1, best_effort=True)
-    for future in futures:
-        with pytest.raises(RemoteException):
-            future.result(60)
-    proxy.connect()
-    assert proxy.submit(far_side.echo, 1).result(60) == [[1], {}]
-
-
 # In one message
 
 

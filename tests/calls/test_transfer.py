@@ -221,18 +221,12 @@ def test_a_file_of_the_host_without_an_end_is_refused(proxy: Proxy, tmp_path: Pa
 
 
 def test_a_path_where_no_file_can_be_is_refused(
-    proxy: Proxy, tmp_path: Path, local_file: Path, content: bytes
+    proxy: Proxy, tmp_path: Path, local_file: Path
 ) -> None:
-    writes: tuple[Action, ...] = (
-        lambda: proxy.put_file(local_file, str(tmp_path)),
-        lambda: proxy.put(str(tmp_path), content),
-        lambda: proxy.read_binary(str(tmp_path)),
-        lambda: proxy.get_file(str(tmp_path), tmp_path / "back"),
-    )
-    for write in writes:
-        with pytest.raises(RemoteException) as raised:
-            write()
-        assert raised.value.remote_type == "builtins.IsADirectoryError"
+    with pytest.raises(RemoteException, match="IsADirectoryError"):
+        proxy.put_file(local_file, str(tmp_path))
+    with pytest.raises(RemoteException, match="IsADirectoryError"):
+        proxy.get_file(str(tmp_path), tmp_path / "back")
     with pytest.raises(IsADirectoryError):
         proxy.get_file(str(local_file), tmp_path)
     with pytest.raises(FileNotFoundError):
