@@ -344,15 +344,6 @@ def test_a_terminal_does_not_hide_the_report(router: Router, there: pathlib.Path
     assert (report.requested.status, report.requested.exit_status) == (Status.FAILED, 3)
 
 
-def test_a_report_comes_through_a_hop(router: Router) -> None:
-    hop = router.local(python_path=[sys.executable])
-    with pytest.raises(mitogen.core.StreamError) as caught:
-        router.local(via=hop, python_path=interpreters.probe_command(["python9"]))
-    report = interpreters.parse_report(str(caught.value))
-    assert report is not None
-    assert report.is_missing
-
-
 @pytest.mark.parametrize(
     "text",
     [
