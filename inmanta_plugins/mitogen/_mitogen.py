@@ -4,7 +4,8 @@ The only file that uses private names of mitogen or patches it, apart from ``hos
 override methods of mitogen's. Written for mitogen 0.3.45 to 0.3.54.
 """
 
-import inspect
+import itertools
+import linecache
 import logging
 import pickle
 import threading
@@ -62,7 +63,11 @@ def source_for_host(function: Callable[[], None]) -> str:
 
     :param function: A function of Python 2 syntax, so that a host that is too old can say so.
     """
-    return f"{inspect.getsource(function)}\n{function.__name__}()\n"
+    # As inspect.getsource, which takes 5 ms to find the end that the indentation shows as well.
+    lines = linecache.getlines(__file__, globals())[function.__code__.co_firstlineno - 1 :]
+    body = itertools.takewhile(lambda line: line[0] in " \n", lines[1:])
+    source = "".join([lines[0], *body]).replace(function.__doc__ or "", "")
+    return f"{source}\n{function.__name__}()\n"
 
 
 def prepare_host():  # type: () -> None

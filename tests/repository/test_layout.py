@@ -15,6 +15,8 @@ import mitogen.ssh
 import pytest
 from mitogen.master import Router
 
+from inmanta_plugins.mitogen.hosts import modules
+
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGE = ROOT / "inmanta_plugins/mitogen"
 SOURCES = [*sorted(PACKAGE.rglob("*.py")), *sorted((ROOT / "inmanta_mitogen").glob("*.py"))]
@@ -163,3 +165,25 @@ MADE_WITH_A_ROUTER: dict[str, tuple[collections.abc.Callable[[Router], object], 
 def test_the_installed_mitogen_has_the_attribute(name: str, router: Router) -> None:
     make, kind = MADE_WITH_A_ROUTER[name]
     assert isinstance(getattr(make(router), name), kind)
+
+
+def without_docstrings(tree: ast.AST) -> str:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            node.body = [
+                one
+                for one in node.body
+                if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))
+            ]
+    return ast.dump(tree, include_attributes=True)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "inmanta_mitogen").glob("*.py")), ids=str)
+def test_a_host_gets_the_code_of_our_files_on_the_lines_that_it_has_here(
+    path: pathlib.Path,
+) -> None:
+    module = modules.find(f"inmanta_mitogen.{path.stem}".removesuffix(".__init__"))
+    assert module is not None
+    sent, source = module.sent_source.decode(), path.read_text()
+    assert without_docstrings(ast.parse(sent)) == without_docstrings(ast.parse(source))
+    assert '"""' not in sent
