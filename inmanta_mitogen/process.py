@@ -16,7 +16,6 @@ from typing import (
     Iterator,
     List,
     Mapping,
-    NamedTuple,
     Optional,
     Sequence,
     Tuple,
@@ -36,14 +35,6 @@ _TICK = 0.1
 _SILENCE = 5.0
 # How long a command may take to end after SIGTERM, and after SIGKILL, in seconds.
 _GRACE = 5.0
-
-
-class Output(NamedTuple):
-    """The bytes that a command printed, and its exit status (negative: the signal it died of)."""
-
-    stdout: bytes
-    stderr: bytes
-    returncode: int
 
 
 def run(
@@ -88,41 +79,17 @@ def run(
     :raises ValueError: One of them holds a NUL or can't be encoded.
     """
     limits = [seconds for seconds in (timeout, call_timeout) if seconds is not None]
-    limit = min(limits) if limits else None
-    output = run_raw(command, arguments, env, cwd, limit, stdin=stdin, max_size=max_size)
-    return decode_output(output.stdout), decode_output(output.stderr), output.returncode
-
-
-def decode_output(raw: bytes) -> str:
-    """Return the text of what a command printed, as :func:`run` returns it."""
-    return raw.strip().decode("utf-8", "replace")
-
-
-def run_raw(
-    command: AnyPath,
-    arguments: Sequence[AnyPath] = (),
-    env: Optional[Mapping[str, str]] = None,
-    cwd: Optional[AnyPath] = None,
-    timeout: Optional[float] = None,
-    *,
-    stdin: Union[str, bytes, None] = None,
-    max_size: Optional[int] = None,
-) -> Output:
-    """
-    Run a command as :func:`run` does.
-
-    :return: The bytes that it printed.
-    """
-    _check_timeout(timeout)
+    for seconds in limits:
+        _check_timeout(seconds)
+    limit = min(limits, default=math.inf)
     argv = _encode_arguments(command, arguments)
     environment = _environment(env)
     directory = None if cwd is None else _encode(cwd, "The cwd")
     content = _stdin_bytes(stdin)
-    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    most = math.inf if max_size is None else max_size
     with _outlived_by_command() as told:
         process = _start(argv, environment, directory, content is not None)
-        limit = math.inf if max_size is None else max_size
-        running = _Command(process, content, deadline, limit, told)
+        running = _Command(process, content, time.monotonic() + limit, most, told)
         try:
             in_time = running.follow()
             survived = not (in_time or running.end())
@@ -134,11 +101,14 @@ def run_raw(
         raise too_much_output(argv, max_size)
     stdout, stderr = (buffer.getvalue() for buffer in running.buffers)
     if in_time:
-        return Output(stdout, stderr, process.returncode)
+        return _text(stdout), _text(stderr), process.returncode
     from inmanta_mitogen.failures import CommandTimeoutError
 
-    assert timeout is not None
-    raise CommandTimeoutError([command, *arguments], timeout, stdout, stderr, survived)
+    raise CommandTimeoutError([command, *arguments], limit, stdout, stderr, survived)
+
+
+def _text(raw: bytes) -> str:
+    return raw.strip().decode("utf-8", "replace")
 
 
 @contextlib.contextmanager
@@ -176,8 +146,6 @@ def _outlived_by_command() -> Iterator[List[int]]:
 
 
 def _check_timeout(timeout: object) -> None:
-    if timeout is None:
-        return
     if not isinstance(timeout, (int, float)):
         kind = type(timeout).__name__
         raise TypeError(f"The timeout must be a number of seconds, not {kind}")
