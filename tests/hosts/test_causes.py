@@ -76,6 +76,15 @@ def test_what_a_host_writes_is_understood_in_little_time(words: str) -> None:
     connect_error({**LOCAL, "python_path": script(code)}, ConnectError)
 
 
+def test_an_error_shows_the_last_lines_and_the_start_of_each() -> None:
+    code = """for n in $(seq 99); do echo line $n; done >&2
+    printf '%0700d\\nToo many open files\\n' 7 >&2
+    exit 3"""
+    error = connect_error({**LOCAL, "python_path": script(code)}, ConnectError)
+    shown = error.detail.splitlines()
+    assert shown == [*(f"line {n}" for n in range(90, 100)), "0" * 500, "Too many open files"]
+
+
 def test_a_shell_that_prints_much_or_a_long_line_connects() -> None:
     code = f"{sys.executable} -c \"print('x' * 30000); print(('y' * 99 + '\\n') * 10000)\""
     with Proxy({**LOCAL, "python_path": script(code)}) as proxy:
