@@ -127,6 +127,9 @@ HOP_GRACE: Final = 5.0
 """How much longer than its own ``connect_timeout`` the answer of a hop may take."""
 HOP_LEAVE_TIMEOUT: Final = 5.0
 """How long the last user of a hop waits for the end of its interpreter."""
+CLOSE_TIMEOUT: Final = 1.0
+"""How long an interpreter that answers may take to close its connection when it was told to leave:
+then somebody else holds it open."""
 LEAST_TIMEOUT: Final = 0.5
 """What the last step of connecting gets when hardly anything of the connect_timeout is left."""
 PROBE_SECONDS: Final = 5

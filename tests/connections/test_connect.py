@@ -4,7 +4,9 @@ import collections.abc
 import concurrent.futures
 import logging
 import os
+import pathlib
 import signal
+import sys
 import threading
 
 import far_side
@@ -244,3 +246,18 @@ def test_a_program_that_is_not_there_is_named() -> None:
     error = connect_error({"method_name": "sudo", "sudo_path": "/nope/sudo"}, ConnectError)
     assert error.cause is Cause.PROGRAM_MISSING
     assert "/nope/sudo" in str(error)
+
+
+@pytest.mark.timeout(30)
+def test_a_process_that_holds_the_connection_open_does_not_hold_up_its_end(
+    tmp_path: pathlib.Path,
+) -> None:
+    script = f'sleep 60 & echo $! >{tmp_path}/pid; exec "$0" "$@"'
+    context = {**LOCAL, "python_path": ["/bin/sh", "-c", script, sys.executable]}
+    proxy = Proxy(context)
+    proxy.connect()
+    assert proxy.file_exists("/")
+    try:
+        proxy.disconnect(timeout=60)
+    finally:
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)

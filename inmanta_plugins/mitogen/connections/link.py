@@ -26,12 +26,16 @@ from inmanta_plugins.mitogen.hosts.answers import UnreadableError, read_answer
 from inmanta_plugins.mitogen.hosts.router import AgentRouter
 from inmanta_plugins.mitogen.hosts.served import PREPARE_HOST
 from inmanta_plugins.mitogen.settings import (
+    CLOSE_TIMEOUT,
     HOP_GRACE,
     LEAST_TIMEOUT,
     MOST_ATTEMPTS,
 )
 
 Serialized = Mapping[str, object]
+
+# Handles count up from 1000 on each host; mitogen's own are below 200.
+_NO_HANDLE = 999
 
 
 class Link:
@@ -246,9 +250,19 @@ class Link:
         """
         if self.ended:
             return True
+        answered = threading.Event()
+        with contextlib.suppress(mitogen.core.Error):  # the router may end first
+            # To a handle that is not there: the host's broker refuses it, then leaves.
+            question = mitogen.core.Message(handle=_NO_HANDLE)
+            question.reply_to = self.router.add_handler(
+                lambda _: answered.set(), persist=False, respondent=self.context
+            )
+            self.context.send(question)
         self.context.shutdown(wait=False)
-        left = self._gone.wait(timeout)
+        left = self._gone.wait(min(timeout, CLOSE_TIMEOUT))
         if not left:
+            # A process that a login shell has started may hold the connection open.
+            left = answered.is_set() or self._gone.wait(timeout - CLOSE_TIMEOUT)
             self.cut()
         return left
 
