@@ -114,18 +114,11 @@ class _Shortener:
             return self._text(value)
         if issubclass(kind, int | float):
             return self._number(value)
+        is_shown = depth < settings.LOGGED_DEPTH
         if issubclass(kind, list | tuple):
-            return (
-                self._array(value, depth + 1)
-                if depth < settings.LOGGED_DEPTH
-                else self._text("[...]")
-            )
+            return self._array(value, depth + 1) if is_shown else self._text("[...]")
         if issubclass(kind, dict):
-            return (
-                self._object(value, depth + 1)
-                if depth < settings.LOGGED_DEPTH
-                else self._text("{...}")
-            )
+            return self._object(value, depth + 1) if is_shown else self._text("{...}")
         return self._text(_repr(value, self._room + 1))
 
     def _text(self, text: str) -> str:
