@@ -354,7 +354,7 @@ def trouble(log: str, lines: int) -> str:
     return "\n".join(found[-lines:])
 
 
-def free_port(address: str) -> int:
+def free_port(address: str = "127.0.0.1") -> int:
     """
     :param address: A local address.
     :return: A TCP port of it that nothing listens on.

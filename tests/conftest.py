@@ -18,6 +18,7 @@ import pytest
 
 import support
 from inmanta_plugins.mitogen import Proxy
+from pytest_inmanta_mitogen import SshHost, SshHostFactory
 
 # Installed, this module has it loaded already; a bare checkout has not.
 pytest_plugins = ["pytest_inmanta_mitogen"]
@@ -52,7 +53,7 @@ def nothing_left() -> collections.abc.Iterator[None]:
     """
     Fails a test that leaves files open, threads or processes.
     """
-    before = support.Snapshot.take()
+    before = support.Snapshot()
     yield
     before.settle()
 
@@ -74,6 +75,15 @@ def proxy(
     """
     with Proxy(dict(support.LOCAL), logger=recorder) as opened:
         yield opened
+
+
+@pytest.fixture
+def host(mitogen_ssh_host_factory: SshHostFactory, tmp_path: pathlib.Path) -> SshHost:
+    """
+    An ssh server of the test's own.
+    """
+    # A shell that is killed while it runs the user's own profile may leave a lock in his home.
+    return mitogen_ssh_host_factory(environment={"HOME": str(tmp_path)})
 
 
 @pytest.fixture

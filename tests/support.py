@@ -14,7 +14,6 @@ import pwd
 import re
 import secrets
 import shutil
-import socket
 import stat
 import subprocess
 import sys
@@ -230,61 +229,26 @@ def _open_to_everyone(path: str) -> bool:
     )
 
 
-# Network
-
-
-def free_port(address: str = "127.0.0.1") -> int:
-    """
-    :return: A TCP port that nothing listens on at the moment.
-    """
-    with socket.socket() as listener:
-        listener.bind((address, 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
 # Counting what is left behind
 
 
-@dataclasses.dataclass(frozen=True)
 class Snapshot:
     """
-    What a process holds at one moment.
+    What a process holds at one moment: threads, files, and the processes that descend from it. One
+    that ended and was not waited for counts too.
 
-    :attr threads: The ids of its threads, and their names as the kernel has them.
-    :attr files: Its file descriptors, and what each of them refers to.
-    :attr processes: The processes that descend from it, and their command lines. One that ended and
-        was not waited for counts too.
+    :param pid: The process to look at, by default this one.
     """
 
-    threads: dict[int, str]
-    files: dict[int, str]
-    processes: dict[int, str]
-    pid: int
+    def __init__(self, pid: int | None = None) -> None:
+        self._pid = os.getpid() if pid is None else pid
+        self._held = dict(_held(self._pid))
 
-    @classmethod
-    def take(cls, pid: int | None = None) -> "Snapshot":
-        """
-        :param pid: The process to look at, by default this one.
-        """
-        pid = os.getpid() if pid is None else pid
-        threads = dict(_threads(pid))
-        if pid == os.getpid():
-            names = {thread.native_id: thread.name for thread in threading.enumerate()}
-            threads = {number: names.get(number, name) for number, name in threads.items()}
-        return cls(threads, dict(_files(pid)), dict(_descendants(pid)), pid)
-
-    def added(self) -> "Snapshot":
+    def added(self) -> list[str]:
         """
         :return: What the process holds now, and did not hold when this snapshot was taken.
         """
-        now = Snapshot.take(self.pid)
-        return Snapshot(
-            dict(now.threads.items() - self.threads.items()),
-            dict(now.files.items() - self.files.items()),
-            {pid: line for pid, line in now.processes.items() if pid not in self.processes},
-            self.pid,
-        )
+        return [f"{key}: {text}" for key, text in _held(self._pid) if key not in self._held]
 
     def settle(self, timeout: float = 10.0) -> None:
         """
@@ -295,44 +259,24 @@ class Snapshot:
         """
         deadline = time.monotonic() + timeout
         while more := self.added():
-            if time.monotonic() > deadline:
-                raise AssertionError(f"Still there after {timeout} s: {more}")
+            assert time.monotonic() < deadline, f"Still there after {timeout} s: {more}"
             time.sleep(0.02)
 
-    def __bool__(self) -> bool:
-        return bool(self.threads or self.files or self.processes)
 
-    def __str__(self) -> str:
-        parts = {"thread": self.threads, "file": self.files, "process": self.processes}
-        return ", ".join(
-            f"{kind} {number} ({name})"
-            for kind, some in parts.items()
-            for number, name in some.items()
-        )
-
-
-def _threads(pid: int) -> collections.abc.Iterator[tuple[int, str]]:
-    for task in _listdir(f"/proc/{pid}/task"):
-        with contextlib.suppress(OSError):
-            yield (
-                int(task),
-                pathlib.Path("/proc", str(pid), "task", task, "comm").read_text().strip(),
-            )
-
-
-def _files(pid: int) -> collections.abc.Iterator[tuple[int, str]]:
-    for number in _listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(OSError):
-            target = os.readlink(f"/proc/{pid}/fd/{number}")
-            # The one that the listing itself needed.
-            if target != f"/proc/{pid}/fd":
-                yield int(number), target
-
-
-def _descendants(pid: int) -> collections.abc.Iterator[tuple[int, str]]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(pid).children(recursive=True):
-            yield child.pid, command_line(child.pid)
+def _held(pid: int) -> collections.abc.Iterator[tuple[tuple[object, ...], str]]:
+    """
+    :return: What tells each thing that a process holds from all others, and a text about it.
+    """
+    process = psutil.Process(pid)
+    for child in process.children(recursive=True):
+        yield ("process", child.pid), command_line(child.pid)
+    names = {thread.native_id: thread.name for thread in threading.enumerate()}
+    for thread in process.threads():
+        yield ("thread", thread.id), names.get(thread.id, "")
+    for file in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+        # That of the listing itself is closed again.
+        with contextlib.suppress(FileNotFoundError):
+            yield ("file", file.name, os.readlink(file)), ""
 
 
 def is_gone(pid: int) -> bool:
@@ -379,13 +323,6 @@ def command_line(pid: int) -> str:
                 return " ".join(line)
         return process.name()
     return ""
-
-
-def _listdir(path: str) -> list[str]:
-    try:
-        return os.listdir(path)
-    except OSError:
-        return []
 
 
 # Users
@@ -482,22 +419,18 @@ def _run(command: list[str], text: str | None = None) -> None:
 
 
 @contextlib.contextmanager
-def sudo_rule(user: User, *, password: bool, target: str = "ALL") -> collections.abc.Iterator[None]:
+def sudo_setting(user: User, setting: str, *rules: str) -> collections.abc.Iterator[None]:
     """
-    Lets a user run everything with sudo. Only root can call it.
+    Changes a setting of sudo for a user. Only root can call it.
 
-    :param password: Whether sudo asks him for his password, each time anew.
-    :param target: The user whom he may become.
+    :param setting: As in ``use_pty`` or ``!use_pty``.
+    :param rules: More lines.
     """
-    tag = "PASSWD" if password else "NOPASSWD"
-    path = pathlib.Path("/etc/sudoers.d", user.name)
-    rule = (
-        f"Defaults:{user.name} timestamp_timeout=0\n{user.name} ALL=({target}) {tag}:SETENV: ALL\n"
-    )
+    path = pathlib.Path("/etc/sudoers.d", f"{user.name}-{secrets.token_hex(4)}")
     try:
         # It takes effect as a whole, since sudo skips names with a dot.
         unfinished = path.with_suffix(".new")
-        unfinished.write_text(rule)
+        unfinished.write_text("\n".join([f"Defaults:{user.name} {setting}", *rules, ""]))
         unfinished.chmod(0o440)
         unfinished.rename(path)
         yield
@@ -506,33 +439,26 @@ def sudo_rule(user: User, *, password: bool, target: str = "ALL") -> collections
 
 
 @contextlib.contextmanager
-def sudo_setting(user: User, setting: str) -> collections.abc.Iterator[None]:
+def sudo_rule(user: User, *, password: bool) -> collections.abc.Iterator[None]:
     """
-    Changes a setting of sudo for a user. Only root can call it.
+    Lets a user run everything with sudo. Only root can call it.
 
-    :param setting: As in ``use_pty`` or ``!use_pty``.
+    :param password: Whether sudo asks him for his password, each time anew.
     """
-    path = pathlib.Path("/etc/sudoers.d", f"{user.name}-setting")
-    try:
-        path.write_text(f"Defaults:{user.name} {setting}\n")
-        path.chmod(0o440)
+    tag = "PASSWD" if password else "NOPASSWD"
+    with sudo_setting(user, "timestamp_timeout=0", f"{user.name} ALL=(ALL) {tag}:SETENV: ALL"):
         yield
-    finally:
-        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def doas_rule(
-    user: User, *, password: bool, target: str = "root"
-) -> collections.abc.Iterator[None]:
+def doas_rule(user: User, *, password: bool) -> collections.abc.Iterator[None]:
     """
     Lets a user run everything with doas. There is one file of rules only: this one's line is added
     to what others have there, and taken out again. Only root can call it.
 
     :param password: Whether doas asks him for his password.
-    :param target: The user whom he may become.
     """
-    rule = f"permit {'' if password else 'nopass '}{user.name} as {target}\n"
+    rule = f"permit {'' if password else 'nopass '}{user.name} as root\n"
     try:
         _edit_doas_conf(lambda text: text + ("" if text[-1:] in ("", "\n") else "\n") + rule)
         yield

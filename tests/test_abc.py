@@ -20,7 +20,7 @@ from pytest_inmanta.plugin import Project
 
 import support
 from inmanta_plugins.mitogen import Proxy
-from pytest_inmanta_mitogen import SshHost, SshHostFactory
+from pytest_inmanta_mitogen import SshHost
 
 NUMBERS = itertools.count()
 
@@ -130,12 +130,6 @@ def agent(project: Project, tmp_path: Path) -> collections.abc.Iterator[Agent]:
     agent = Agent(project, tmp_path)
     yield agent
     agent.cache.close()
-
-
-@pytest.fixture
-def host(mitogen_ssh_host_factory: SshHostFactory, tmp_path: Path) -> SshHost:
-    # A shell that is killed while it runs the user's own profile may leave a lock in his home.
-    return mitogen_ssh_host_factory(environment={"HOME": str(tmp_path)})
 
 
 LOCAL = f'mitogen::Local(name="here", python_path=[{json.dumps(sys.executable)}])'

@@ -11,6 +11,7 @@ import pytest
 import support
 from inmanta_plugins.mitogen.__main__ import main
 from inmanta_plugins.mitogen.check import command_line
+from testbed.servers import free_port
 
 SECRET = "canary-7f3a"
 
@@ -125,7 +126,7 @@ def test_an_orchestrator_that_cannot_be_reached_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / ".inmanta.cfg").write_text(
-        f"[cmdline_rest_transport]\nhost=127.0.0.1\nport={support.free_port()}\n"
+        f"[cmdline_rest_transport]\nhost=127.0.0.1\nport={free_port()}\n"
     )
     monkeypatch.setenv("HOME", str(tmp_path))
 

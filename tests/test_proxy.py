@@ -85,7 +85,7 @@ def test_a_missing_interpreter_is_named_with_those_that_are_there(nothing_left: 
     ],
 )
 def test_a_wrong_context_is_refused_before_anything_starts(wrong: dict[str, object]) -> None:
-    before = support.Snapshot.take()
+    before = support.Snapshot()
     with pytest.raises(ContextError) as caught:
         Proxy(wrong).connect()
     assert "canary" not in str(caught.value)

@@ -25,7 +25,7 @@ def proxy(open_proxy: Proxy, recorder: support.Recorder) -> collections.abc.Iter
     """
     open_proxy.connect(exists_ok=True)
     interpreter = open_proxy.remote_call(os.getpid)
-    before = support.Snapshot.take()
+    before = support.Snapshot()
     open_proxy.logger = recorder
     yield open_proxy
     open_proxy.call_timeout = None

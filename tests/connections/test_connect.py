@@ -27,6 +27,7 @@ from inmanta_plugins.mitogen import (
 from inmanta_plugins.mitogen.connections import link as links
 from pytest_inmanta_mitogen import SshHost, SshHostFactory
 from support import LOCAL, Context, connect_error
+from testbed.servers import free_port
 
 pytestmark = pytest.mark.usefixtures("idle_sockets", "nothing_left")
 
@@ -56,7 +57,7 @@ def test_a_context_can_be_built_on_any_router() -> None:
 def test_a_failing_build_ends_the_hops_it_has_made() -> None:
     serialized = behind(LOCAL, python_path=["/nope/python"])
     with router() as own_router:
-        held = support.Snapshot.take()
+        held = support.Snapshot()
         with pytest.raises(PythonNotFoundError, match="/nope/python"):
             build_context(serialized, router=own_router)
         held.settle()
@@ -113,7 +114,7 @@ def test_a_killed_hop_is_made_anew_for_all_behind_it(mitogen_ssh_host: SshHost) 
 
 
 def test_a_hop_that_cannot_be_connected_fails_all_who_wait_for_it() -> None:
-    hop = {"method_name": "ssh", "name": "", "hostname": "127.0.0.1", "port": support.free_port()}
+    hop = {"method_name": "ssh", "name": "", "hostname": "127.0.0.1", "port": free_port()}
     proxies = [Proxy(behind(hop)) for _ in range(4)]
 
     def failure(proxy: Proxy) -> BaseException | None:
@@ -218,7 +219,7 @@ def test_a_hop_ends_with_the_last_who_uses_it() -> None:
 
 
 def test_a_failed_connection_says_who_what_and_what_to_do() -> None:
-    port = support.free_port()
+    port = free_port()
     context = {"method_name": "ssh", "name": "web1", "hostname": "127.0.0.1", "port": port}
     error = connect_error({**context, "username": "probe"}, ConnectError)
     assert error.hop == f"web1 (ssh probe@127.0.0.1:{port})"

@@ -26,8 +26,9 @@ import support
 from inmanta_plugins.mitogen import ConnectError, Proxy, PythonNotFoundError, RemoteException
 from inmanta_plugins.mitogen.connections.hub import Connection
 from inmanta_plugins.mitogen.connections.link import Link
-from pytest_inmanta_mitogen import SshHost, SshHostFactory
+from pytest_inmanta_mitogen import SshHost
 from support import Context
+from testbed.servers import free_port
 
 pytestmark = pytest.mark.usefixtures("idle_sockets")
 
@@ -49,12 +50,6 @@ def open_proxy() -> collections.abc.Iterator[Proxy]:
     with Proxy(LOCAL) as proxy:
         proxy.run("true")
         yield proxy
-
-
-@pytest.fixture
-def host(mitogen_ssh_host_factory: SshHostFactory, tmp_path: pathlib.Path) -> SshHost:
-    # A shell that is killed while it runs the user's own profile may leave a lock in his home.
-    return mitogen_ssh_host_factory(environment={"HOME": str(tmp_path)})
 
 
 def resident(pid: int) -> int:
@@ -120,9 +115,9 @@ def show_that_nothing_stays(
     """
     repeat(once, warm_up, threads)
     settle(open_proxy)
-    before, objects, sizes = support.Snapshot.take(), held(), tables(open_proxy)
+    before, objects, sizes = support.Snapshot(), held(), tables(open_proxy)
     pids = [os.getpid(), *others]
-    there = [support.Snapshot.take(pid) for pid in others]
+    there = [support.Snapshot(pid) for pid in others]
     memory = [resident(pid) for pid in pids]
 
     repeat(once, times, threads)
@@ -196,7 +191,7 @@ def test_fifty_failed_connections_leave_nothing(
     monkeypatch.setenv("HOME", "/nonexistent")  # it may have many interpreters to look at
     silent = socket.create_server(("127.0.0.1", 0))
     failing: list[Context] = [
-        {"method_name": "ssh", "hostname": "127.0.0.1", "port": support.free_port()},
+        {"method_name": "ssh", "hostname": "127.0.0.1", "port": free_port()},
         {"method_name": "ssh", "hostname": "host.invalid"},
         {"method_name": "local", "python_path": ["/nope/python"]},
         {"method_name": "local", "python_path": ["/bin/false"]},
@@ -268,7 +263,7 @@ def interrupted_once(began: pathlib.Path) -> collections.abc.Iterator[None]:
 
 
 def test_an_interrupt_in_the_only_connect_leaves_nothing(tmp_path: pathlib.Path) -> None:
-    before = support.Snapshot.take()
+    before = support.Snapshot()
     context, began = slow_to_start(tmp_path)
     with interrupted_once(began):
         Proxy(context).connect()
@@ -280,7 +275,7 @@ def test_an_interrupt_does_not_reach_others_who_wait_for_the_same_hop(
 ) -> None:
     hop, began = slow_to_start(tmp_path)
     proxies = [Proxy({**LOCAL, "name": f"number {n}", "via": hop}) for n in range(3)]
-    before = support.Snapshot.take()
+    before = support.Snapshot()
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         waiting: list[concurrent.futures.Future[object]] = []
 

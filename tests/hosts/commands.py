@@ -124,8 +124,6 @@ def tell_leader(program: str, leader: int) -> NoReturn:
 def main(program: str, state_file: str, *arguments: str) -> None:
     with open(state_file) as file:
         state = json.load(file)
-    with open(state["log"], "a") as log:
-        log.write(json.dumps([program, *arguments]) + "\n")
     try:
         call(program, list(arguments), state)
     except (getopt.GetoptError, LookupError, ValueError, OSError) as error:

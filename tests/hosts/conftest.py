@@ -4,6 +4,7 @@ programs that can't run here.
 """
 
 import collections.abc
+import contextlib
 
 import pytest
 from hosts.container import Container, running_container
@@ -34,17 +35,23 @@ def user() -> collections.abc.Iterator[support.User]:
         yield user
 
 
+@contextlib.contextmanager
+def privileged_user(*, password: bool) -> collections.abc.Iterator[support.User]:
+    support.need("useradd", "sudo", "doas", root=True)
+    with (
+        support.temporary_user() as user,
+        support.sudo_rule(user, password=password),
+        support.doas_rule(user, password=password),
+    ):
+        yield user
+
+
 @pytest.fixture(scope="session")
 def trusted() -> collections.abc.Iterator[support.User]:
     """
     A user who may run everything with sudo and doas, and is not asked for a password.
     """
-    support.need("useradd", "sudo", "doas", root=True)
-    with (
-        support.temporary_user(shell="/bin/sh") as user,
-        support.sudo_rule(user, password=False),
-        support.doas_rule(user, password=False),
-    ):
+    with privileged_user(password=False) as user:
         yield user
 
 
@@ -53,12 +60,7 @@ def asked() -> collections.abc.Iterator[support.User]:
     """
     A user who may run everything with sudo and doas, and is asked for his password each time.
     """
-    support.need("useradd", "sudo", "doas", root=True)
-    with (
-        support.temporary_user(shell="/bin/sh") as user,
-        support.sudo_rule(user, password=True),
-        support.doas_rule(user, password=True),
-    ):
+    with privileged_user(password=True) as user:
         yield user
 
 

@@ -30,8 +30,7 @@ class StandIns:
         """
         state = self.directory / "state.json"
         containers = {"box": leader, "prod/box": leader}
-        settings = {"containers": containers, "images": ["debian"], "log": self.path("log")}
-        state.write_text(json.dumps(settings))
+        state.write_text(json.dumps({"containers": containers, "images": ["debian"]}))
         for program in commands.PROGRAMS:
             script = [sys.executable, "-I", "-S", commands.__file__, program, str(state)]
             executable = self.directory / program
@@ -43,10 +42,3 @@ class StandIns:
         :return: The absolute path of a program's stand-in.
         """
         return str(self.directory / program)
-
-    def last_call(self) -> list[str]:
-        """
-        :return: The last call of any of them, the program's name first and then its arguments.
-        """
-        call: list[str] = json.loads((self.directory / "log").read_text().splitlines()[-1])
-        return call

@@ -28,6 +28,7 @@ from inmanta_plugins.mitogen import (
 )
 from pytest_inmanta_mitogen import SshHost, SshHostFactory
 from support import LOCAL, Context, connect_error
+from testbed.servers import free_port
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("idle_sockets", "nothing_left")]
 
@@ -216,7 +217,7 @@ def test_a_call_whose_sudo_is_killed_ends_at_once(python: str, trusted: support.
 
 def test_an_error_names_each_hop_on_the_way(local: Context) -> None:
     ssh = {"method_name": "ssh", "name": "web", "hostname": "127.0.0.1", "via": local}
-    port = support.free_port()
+    port = free_port()
     error = connect_error({**ssh, "port": port}, ConnectError)
     assert error.hop == f"web (ssh 127.0.0.1:{port})"
     assert f"to {error.hop} via here (local)" in str(error)

@@ -13,6 +13,7 @@ import socket
 import threading
 
 import far_side
+import psutil
 import pytest
 
 import support
@@ -37,12 +38,6 @@ pytestmark = [
 
 
 LoseCall = collections.abc.Callable[[Proxy, collections.abc.Callable[[], object]], None]
-
-
-@pytest.fixture
-def host(mitogen_ssh_host_factory: SshHostFactory, tmp_path: pathlib.Path) -> SshHost:
-    # A shell that is killed while it runs the user's own profile may leave a lock in his home.
-    return mitogen_ssh_host_factory(environment={"HOME": str(tmp_path)})
 
 
 @pytest.fixture
@@ -100,8 +95,8 @@ def children(command: str) -> list[int]:
     """
     The processes that this one started, and what they started, with this in their command line.
     """
-    processes = support.Snapshot.take().processes
-    return [pid for pid, line in processes.items() if command in line]
+    started = psutil.Process().children(recursive=True)
+    return [child.pid for child in started if command in support.command_line(child.pid)]
 
 
 def kill(pids: collections.abc.Iterable[int]) -> None:
@@ -141,7 +136,7 @@ def lost(proxy: Proxy) -> None:
 def test_a_connection_lost_between_calls_is_made_anew(
     host: SshHost, fault: collections.abc.Callable[[SshHost, int], None]
 ) -> None:
-    before = support.Snapshot.take()
+    before = support.Snapshot()
     with Proxy(host.serialized()) as proxy:
         pid = proxy.remote_call(far_side.pid)
         fault(host, pid)
@@ -178,7 +173,7 @@ def test_a_server_that_is_down_fails_each_call_until_it_is_back(host: SshHost) -
         proxy.run("true")
         host.stop()
         lost(proxy)
-        held = support.Snapshot.take()
+        held = support.Snapshot()
         for _ in range(2):
             with pytest.raises(RemoteException) as caught:
                 proxy.run("true")
@@ -234,7 +229,7 @@ def test_a_call_timeout_below_the_time_to_connect_lets_calls_through(host: SshHo
 
 
 def test_a_port_that_never_answers_costs_no_more_than_the_connect_timeout() -> None:
-    before = support.Snapshot.take()
+    before = support.Snapshot()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         context = {"method_name": "ssh", "name": "", "hostname": "127.0.0.1", "connect_timeout": 1}
         with pytest.raises(ConnectError) as caught:

@@ -370,6 +370,5 @@ def test_a_program_gets_arguments_that_it_takes(
     monkeypatch.setenv("OF_THE_CALLER", "yes")
     with Proxy(context) as proxy:
         use(proxy, context.get("username", getpass.getuser()))
-        assert stand_ins.last_call()[0] == program
         # Of these, lxc alone can be told to give the container nothing of the caller's environment.
         assert ("OF_THE_CALLER=yes" in proxy.run("env")[0]) == (case != "lxc")

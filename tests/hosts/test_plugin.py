@@ -14,15 +14,10 @@ import pytest
 import pytest_inmanta_mitogen
 import support
 from inmanta_plugins.mitogen import Proxy
-from pytest_inmanta_mitogen import SshHost, SshHostFactory
+from pytest_inmanta_mitogen import SshHost
 from support import Context
 
 pytestmark = [pytest.mark.timeout(60), support.requires("sshd", "ssh", "ssh-keygen")]
-
-
-@pytest.fixture
-def host(mitogen_ssh_host_factory: SshHostFactory) -> SshHost:
-    return mitogen_ssh_host_factory()
 
 
 def test_a_restarted_host_has_no_sessions_and_the_same_address(host: SshHost) -> None:
@@ -62,7 +57,7 @@ def test_a_session_that_detached_itself_dies_with_the_others(host: SshHost) -> N
 
 
 def test_nothing_is_left_of_a_host_that_ran_or_could_not_start() -> None:
-    before = support.Snapshot.take()
+    before = support.Snapshot()
     with SshHost() as host, Proxy(host.serialized()) as proxy:
         proxy.run("true")
         directory = host.directory
