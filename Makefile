@@ -53,9 +53,9 @@ matrix: host env ## the tests on each supported combination of Python, inmanta-c
 soak: host env ## puts, runs and reads for MINUTES=n (1) while everything around them fails
 	@$(python) tools/soak.py --minutes $(MINUTES) $(SOAK_ARGS)
 
-demo: env ## an orchestrator that deploys a small model; KEEP=1 leaves it up
+demo: env ## an orchestrator that deploys a small model; KEEP=1 keeps it up until Ctrl-C
 	@tools/prepare_host.sh openssh-server openssh-client
-	@exec env KEEP="$(KEEP)" $(python) demo/run.py
+	@exec $(python) -m demo $(if $(KEEP),--keep)
 
 docs: env ## the guide, in docs/_build/html, with its links checked
 	@$(nox) -s docs

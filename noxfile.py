@@ -12,6 +12,8 @@ import subprocess
 
 import nox
 
+from testbed.client import PROJECT
+
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_venv = "yes"
@@ -26,14 +28,6 @@ import mitogen
 
 host = std::Host(name="here", os=std::linux, via=mitogen::Local(name="here"))
 std::print(host.via.method_name)
-"""
-
-PROJECT = """
-name: dist
-modulepath: libs
-downloadpath: libs
-pip:
-  use_system_config: true
 """
 
 CALL = """

@@ -4,7 +4,6 @@ run; prints a table and writes docs/benchmarks.md and docs/benchmarks.svg.
 """
 
 import argparse
-import collections.abc
 import contextlib
 import datetime
 import functools
@@ -165,8 +164,7 @@ class Bench:
     def _count(self, peer: Peer, counter: "Counter", context: Context) -> None:
         trips = functools.partial(self._trips, peer, counter)
         trips("connect", "open", key="a", context=context)
-        for what in ["exists", *SMALL]:
-            figure = what if counter.seen(what) or what != "exists" else "first call"
+        for figure, what in [("first call", "exists"), *zip(SMALL, SMALL, strict=True)]:
             trips(figure, "small", key="a", what=what, path=self.known, count=1)
         peer.ask("shut", key="a")
         for kind in TYPES:
@@ -329,7 +327,6 @@ class Counter:
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
-        self._seen: set[str] = set()
 
     def read(self) -> int:
         return int(self.path.read_text()) if self.path.exists() else 0
@@ -339,21 +336,8 @@ class Counter:
         time.sleep(4 * LATENCY)
         return self.read()
 
-    def seen(self, what: str) -> bool:
-        """Return whether this was asked before."""
-        before = what in self._seen
-        self._seen.add(what)
-        return before
 
-
-PARTS: dict[str, collections.abc.Callable[[Bench], None]] = {
-    "round-trips": Bench.round_trips,
-    "cold": Bench.cold,
-    "small": Bench.small,
-    "connections": Bench.connections,
-    "transfers": Bench.transfers,
-    "orchestrator": Bench.orchestrator,
-}
+PARTS = ("round_trips", "cold", "small", "connections", "transfers", "orchestrator")
 
 
 def machine() -> str:
@@ -379,7 +363,7 @@ def main() -> None:
         for name in arguments.only or PARTS:
             begin = time.monotonic()
             print(f"{name} ...", file=sys.stderr, flush=True)
-            PARTS[name](bench)
+            getattr(bench, name)()
             print(f"{name}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
     print(report.as_text(bench.figures))
     if not arguments.only and not arguments.quick:

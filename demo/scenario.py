@@ -77,10 +77,7 @@ class DemoError(Exception):
         self.output = output
 
 
-def run(
-    show: Show,
-    when_done: collections.abc.Callable[[Kept], None] = lambda kept: None,
-) -> None:
+def run(show: Show, when_done: collections.abc.Callable[[Kept], None]) -> None:
     """
     Run the demo. Whatever it starts is gone when this returns.
 

@@ -21,8 +21,8 @@ FINAL_STATES = frozenset(
     {"deployed", "failed", "skipped", "unavailable", "undefined", "skipped_for_undefined"}
 )
 
-
-_PROJECT = """
+#: The text of ``project.yml``.
+PROJECT = """
 name: project
 modulepath: libs
 downloadpath: libs
@@ -323,7 +323,7 @@ class Project:
         :param packages: The packages of the modules that the model imports.
         """
         self.directory.mkdir()
-        (self.directory / "project.yml").write_text(_PROJECT)
+        (self.directory / "project.yml").write_text(PROJECT)
         (self.directory / "requirements.txt").write_text("".join(f"{each}\n" for each in packages))
         (self.directory / "main.cf").write_text(model)
 

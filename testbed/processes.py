@@ -20,9 +20,7 @@ import psutil
 #: How long a process has to end by itself before it is killed. In seconds.
 PATIENCE = 10.0
 
-#: The names of all directories made by :func:`working_directory` begin like this.
-DIRECTORY_PREFIX = "mitogen-demo-"
-
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -68,21 +66,13 @@ def interruptible() -> collections.abc.Iterator[None]:
     """
     Inside, SIGINT, SIGTERM and SIGHUP raise :class:`Interrupted`, wherever the main thread is.
     Only the first one does: the clean-up that follows is not to be interrupted in its turn.
-
-    A signal that this process was told to ignore (nohup) stays ignored.
     """
-    numbers = [
-        number
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is not signal.SIG_IGN or number is not signal.SIGHUP
-    ]
 
     def interrupt(number: int, frame: types.FrameType | None) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
+        ignore_interrupts()
         raise Interrupted(number)
 
-    before = {number: signal.signal(number, interrupt) for number in numbers}
+    before = {number: signal.signal(number, interrupt) for number in _INTERRUPTS}
     try:
         yield
     finally:
@@ -94,7 +84,7 @@ def ignore_interrupts() -> None:
     """
     From here on nothing but SIGKILL stops this process: what follows is the clean-up.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _INTERRUPTS:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -111,7 +101,7 @@ def working_directory() -> collections.abc.Iterator[pathlib.Path]:
     if len(parent) > 40:
         parent = "/tmp"
     # Known before it exists, so that no signal can come between the making and the remembering.
-    path = pathlib.Path(parent, DIRECTORY_PREFIX + secrets.token_hex(3))
+    path = pathlib.Path(parent, f"mitogen-demo-{secrets.token_hex(3)}")
     before = os.environ.get("TMPDIR"), tempfile.tempdir
     try:
         path.mkdir(mode=0o711)
@@ -247,10 +237,7 @@ def tail(path: pathlib.Path, lines: int = 40) -> str:
 
 
 def _adopt_orphans(adopt: bool) -> None:
-    # Not known to other systems than Linux, where orphans stay a matter of their parents.
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
 
 
 def _find(process: subprocess.Popen[bytes] | psutil.Process) -> psutil.Process | None:

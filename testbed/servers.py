@@ -45,8 +45,8 @@ class Postgres(_Server):
     """
     A PostgreSQL server from a wheel, with a new and empty database. It listens on a socket only.
 
-    It refuses to run as root, and then runs as ``nobody``; from a copy, where the environment that
-    the wheel is installed in is one that only root can read.
+    It refuses to run as root, and then runs as ``nobody``; from a copy, as the environment that the
+    wheel is installed in may be one that only root can read.
     """
 
     #: The database.
@@ -126,15 +126,6 @@ class Postgres(_Server):
         nobody = pwd.getpwnam("nobody")
         self._user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
         os.chown(self.directory, nobody.pw_uid, nobody.pw_gid)
-        with contextlib.suppress(PermissionError):
-            subprocess.run(
-                [str(self._binaries / "postgres"), "--version"],
-                cwd=self.directory,
-                capture_output=True,
-                check=True,
-                **self._user,
-            )
-            return
         # The programs find their libraries and data by where they are themselves.
         copy = self.directory / "programs"
         installed = self._binaries.parent
@@ -271,14 +262,6 @@ internal_server_address={self.address}
         )
 
     def _answers(self) -> bool:
-        assert self._process is not None
-        # Another server may have the port, and this one be about to find out.
-        connections = psutil.Process(self._process.pid).net_connections(kind="tcp")
-        if not any(
-            each.status == psutil.CONN_LISTEN and each.laddr.port == self.port
-            for each in connections
-        ):
-            return False
         try:
             self.client.version()
         except ApiError:

@@ -27,7 +27,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import mitogen.core
@@ -82,10 +82,6 @@ class Tally:
             self.outcomes[operation, outcome] += 1
             self.slowest = max(self.slowest, seconds)
 
-    def note(self, trouble: str) -> None:
-        with self.lock:
-            self.wrong.append(trouble)
-
 
 class Work:
     """The operations, each with all that it has to check."""
@@ -106,7 +102,7 @@ class Work:
     def read(self, proxy: Proxy, rng: random.Random) -> None:
         path = self.path(rng)
         if not is_whole(proxy.read_binary(str(path))):
-            self.tally.note(f"{path} was read in part")
+            self.tally.wrong.append(f"{path} was read in part")
 
     def run(self, proxy: Proxy, rng: random.Random) -> None:
         name = uuid.UUID(bytes=rng.randbytes(16)).hex
@@ -114,7 +110,7 @@ class Work:
         # One write, which the kernel appends as a whole.
         stdout, stderr, code = proxy.run("sh", ["-c", 'echo "$0" >>"$1"', name, str(self.log)])
         if (stdout, stderr, code) != ("", "", 0):
-            self.tally.note(f"the command answered {(stdout, stderr, code)}")
+            self.tally.wrong.append(f"the command answered {(stdout, stderr, code)}")
         self.answered.add(name)
 
     def look(self) -> None:
@@ -123,22 +119,22 @@ class Work:
             path = self.directory / f"file-{number}"
             self.tally.looked += 1
             if not is_whole(path.read_bytes()):
-                self.tally.note(f"{path} was partial")
+                self.tally.wrong.append(f"{path} was partial")
 
     def check_runs(self) -> None:
         ran = collections.Counter(self.log.read_text().split())
         for name, times in ran.items():
             if times > 1:
-                self.tally.note(f"the command {name} ran {times} times")
+                self.tally.wrong.append(f"the command {name} ran {times} times")
             if name not in self.asked:
-                self.tally.note(f"the command {name} ran, and nobody asked for it")
+                self.tally.wrong.append(f"the command {name} ran, and nobody asked for it")
         if lost := self.answered - ran.keys():
-            self.tally.note(f"{len(lost)} commands answered and had not run")
+            self.tally.wrong.append(f"{len(lost)} commands answered and had not run")
 
     def check_directory(self) -> None:
         expected = {"log", *(f"file-{number}" for number in range(FILES))}
         if more := {path.name for path in self.directory.iterdir()} - expected:
-            self.tally.note(f"left in the directory: {', '.join(sorted(more))}")
+            self.tally.wrong.append(f"left in the directory: {', '.join(sorted(more))}")
 
 
 def outcome_of(error: Exception) -> str:
@@ -166,7 +162,7 @@ def worker(proxy: Proxy, work: Work, seed: str, stop: threading.Event) -> None:
             outcome = outcome_of(error)
             if not outcome:
                 outcome = "unexpected"
-                work.tally.note(f"{operation.__name__}: {type(error).__name__}: {error}")
+                work.tally.wrong.append(f"{operation.__name__}: {type(error).__name__}: {error}")
         work.tally.count(operation.__name__, outcome, time.monotonic() - started)
         if outcome != "done":
             time.sleep(0.05)  # a host that is down is not asked all the time
@@ -175,26 +171,18 @@ def worker(proxy: Proxy, work: Work, seed: str, stop: threading.Event) -> None:
 # Faults
 
 
-def command_line(process: psutil.Process) -> str:
-    """Return the command line of a process, empty where it has ended."""
-    with contextlib.suppress(psutil.Error):
-        if process.status() != psutil.STATUS_ZOMBIE:
-            return " ".join(process.cmdline())
-    return ""
+def command_lines(pids: Iterable[int]) -> dict[int, str]:
+    """Return the command lines of processes, without those that have ended."""
+    found = {}
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            if line := psutil.Process(pid).cmdline():
+                found[pid] = " ".join(line)
+    return found
 
 
 def descendants() -> dict[int, str]:
-    children = psutil.Process().children(recursive=True)
-    return {each.pid: line for each in children if (line := command_line(each))}
-
-
-def in_sessions(host: SshHost) -> dict[int, str]:
-    """Return the processes of those who are logged in, and their command lines."""
-    found = {}
-    for pid in host.session_pids():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            found[pid] = command_line(psutil.Process(pid))
-    return found
+    return command_lines(child.pid for child in psutil.Process().children(recursive=True))
 
 
 def kill_one(rng: random.Random, processes: dict[int, str], text: str) -> None:
@@ -219,8 +207,11 @@ def faults(host: SshHost, rng: random.Random) -> dict[str, tuple[int, Callable[[
             host.thaw()
 
     return {
-        "interpreter killed": (6, lambda: kill_one(rng, in_sessions(host), "(mitogen:")),
-        "sudo killed": (3, lambda: kill_one(rng, in_sessions(host), "sudo ")),
+        "interpreter killed": (
+            6,
+            lambda: kill_one(rng, command_lines(host.session_pids()), "(mitogen:"),
+        ),
+        "sudo killed": (3, lambda: kill_one(rng, command_lines(host.session_pids()), "sudo ")),
         "ssh killed": (5, lambda: kill_one(rng, descendants(), host.identity_file)),
         "sessions killed": (2, host.kill_sessions),
         "server restarted": (2, host.restart),
@@ -298,7 +289,7 @@ def finish(
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
     if hung := [thread.name for thread in threads if thread.is_alive()]:
-        tally.note(f"still waiting after {PATIENCE:.0f} s: {', '.join(hung)}")
+        tally.wrong.append(f"still waiting after {PATIENCE:.0f} s: {', '.join(hung)}")
         faulthandler.dump_traceback()
         return
     # All faults are over: now everything has to work.
@@ -310,7 +301,7 @@ def finish(
             try:
                 operation(proxy, random.Random())
             except Exception as error:
-                tally.note(f"at the end {operation.__name__} on {proxy}: {error!r}")
+                tally.wrong.append(f"at the end {operation.__name__} on {proxy}: {error!r}")
         proxy.disconnect(best_effort=True)
     work.look()
     work.check_runs()
@@ -321,16 +312,16 @@ def finish(
 def check_nothing_runs(host: SshHost, tally: Tally) -> None:
     def left() -> dict[int, str]:
         here = {pid: line for pid, line in descendants().items() if "sshd" not in line}
-        return in_sessions(host) | here
+        return command_lines(host.session_pids()) | here
 
     deadline = time.monotonic() + 30
     while left() and time.monotonic() < deadline:
         time.sleep(0.1)
     for pid, line in left().items():
-        tally.note(f"still running: {pid} {line}")
+        tally.wrong.append(f"still running: {pid} {line}")
     threads = [t.name for t in threading.enumerate() if t is not threading.main_thread()]
     if threads:
-        tally.note(f"threads still running: {', '.join(threads)}")
+        tally.wrong.append(f"threads still running: {', '.join(threads)}")
 
 
 def show(tally: Tally) -> None:

@@ -43,11 +43,13 @@ def router() -> collections.abc.Iterator[Router]:
     router.broker.join()
 
 
-def failure(router: Router, command: Command) -> str:
-    """What comes back from a connection that must not succeed."""
+def report_of(router: Router, command: Command) -> Report:
+    """What comes back of a command that must not connect."""
     with pytest.raises(mitogen.core.StreamError) as caught:
         router.local(python_path=command)
-    return str(caught.value)
+    report = interpreters.parse_report(str(caught.value))
+    assert report is not None, caught.value
+    return report
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,12 +65,10 @@ def few_interpreters() -> collections.abc.Iterator[None]:
         yield
 
 
-def ask(router: Router, python_path: Command, *before: str) -> Report:
+def ask(router: Router, python_path: Command, *before: str, shell: str = "/bin/sh") -> Report:
     """The report on an interpreter, through a program that comes before the shell."""
-    text = failure(router, [*before, *interpreters.probe_command(python_path)])
-    report = interpreters.parse_report(text)
-    assert report is not None, text
-    return report
+    _, *probe = interpreters.probe_command(python_path)
+    return report_of(router, [*before, shell, *probe])
 
 
 # A machine with all sorts of interpreters
@@ -277,10 +277,7 @@ def test_any_shell_can_report(router: Router, there: pathlib.Path, shell: str) -
         ("headless", Status.MISSING),
         ("café à deux/exits3", Status.FAILED),
     ]:
-        command = interpreters.probe_command([str(there / name)])
-        text = failure(router, [shell, *command[1:]])
-        report = interpreters.parse_report(text)
-        assert report is not None, text
+        report = ask(router, [str(there / name)], shell=shell)
         assert (report.requested.status, report.requested.name) == (status, str(there / name))
         # The interpreter that runs this is one of those in the usual places, or on PATH.
         assert report.found or status is Status.USABLE
@@ -299,24 +296,9 @@ def test_options_that_a_shell_takes_from_its_environment_do_no_harm(
     router: Router, shell: str
 ) -> None:
     options = "SHELLOPTS=braceexpand:errexit:noclobber:noglob:nounset:verbose:xtrace"
-    command = [shell, *interpreters.probe_command(["python9"])[1:]]
-    report = interpreters.parse_report(failure(router, ["env", "-u", "HOME", options, *command]))
-    assert report is not None
+    report = ask(router, ["python9"], "env", "-u", "HOME", options, shell=shell)
     assert report.requested.status is Status.MISSING
     assert report.found
-
-
-def test_the_words_of_programs_do_not_matter(
-    router: Router, there: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    french = [f"{key}={value}" for key, value in support.french_locale(tmp_path).items()]
-    # A directory that this user may not search would make env say something else.
-    french.append("PATH=/usr/local/bin:/usr/bin:/bin")
-    report = ask(router, ["/usr/bin/env", "python9"], "env", *french)
-    assert report.is_missing
-    assert "Aucun fichier" in report.requested.output
-    assert ask(router, [str(there / "plain")], "env", *french).is_missing
-    assert not ask(router, [str(there / "exits3")], "env", *french).is_missing
 
 
 BANNER = "*" * 60
@@ -335,13 +317,6 @@ def test_noise_does_not_hide_the_report(router: Router, noise: str) -> None:
     assert report.is_missing
     assert report.requested.name == "python9"
     assert report.found
-
-
-def test_a_terminal_does_not_hide_the_report(router: Router, there: pathlib.Path) -> None:
-    terminal = [sys.executable, "-c", "import pty, sys; pty.spawn(sys.argv[1:])"]
-    assert ask(router, ["python9"], *terminal).is_missing
-    report = ask(router, [str(there / "exits3")], *terminal)
-    assert (report.requested.status, report.requested.exit_status) == (Status.FAILED, 3)
 
 
 @pytest.mark.parametrize(
@@ -438,22 +413,17 @@ class Host:
         ]
 
     def choose(self, router: Router) -> mitogen.parent.Context:
-        return router.local(python_path=[*self.command, *interpreters.auto_command()])
+        run_in = ["env", "-C", str(self.root)]
+        return router.local(python_path=[*run_in, *self.command, *interpreters.auto_command()])
 
     def chosen(self, router: Router) -> str:
         """The path of the interpreter that the host chooses."""
-        return self.chosen_by(self.choose(router))
-
-    def chosen_by(self, context: mitogen.parent.Context) -> str:
-        picked: str = context.call(os.getenv, "PICKED")
+        picked: str = self.choose(router).call(os.getenv, "PICKED")
         return picked.removeprefix(str(self.root))
 
     def report(self, router: Router) -> Report:
         """What the host says when it has nothing to choose."""
-        text = failure(router, [*self.command, *interpreters.auto_command()])
-        report = interpreters.parse_report(text)
-        assert report is not None, text
-        return report
+        return report_of(router, [*self.command, *interpreters.auto_command()])
 
 
 @pytest.fixture
@@ -466,55 +436,57 @@ def host(tmp_path: pathlib.Path) -> Host:
     return host
 
 
-#: The interpreters of a host: path and version. It chooses the first.
+#: How the PATH begins, and the interpreters of a host: path and version. It chooses the first.
 CHOICES = [
-    "/opt/a/bin/python3.9 3.9.1",
-    "/usr/libexec/platform-python 3.6.8",
-    "/opt/rh/x/root/usr/bin/python3 3.6.9",
-    "/home/.local/bin/python3.11 3.11.0",
-    "/opt/a/bin/python3.12 3.12.1, /usr/local/bin/python3.9 3.9.1",
-    "/usr/local/bin/python3.10 3.10.1, /usr/local/bin/python3.9 3.9.9",
-    "/usr/local/bin/python3 3.9.1, /usr/libexec/platform-python 3.6.8",
-    "/opt/b/bin/python3 3.7.4, /usr/local/bin/python 2.7.18",
-    "/usr/libexec/platform-python 3.6.8, /usr/local/bin/python3 3.5.2",
+    ("", "/opt/a/bin/python3.9 3.9.1"),
+    ("", "/usr/libexec/platform-python 3.6.8"),
+    ("", "/opt/rh/x/root/usr/bin/python3 3.6.9"),
+    ("", "/home/.local/bin/python3.11 3.11.0"),
+    ("", "/opt/a/bin/python3.12 3.12.1, /usr/local/bin/python3.9 3.9.1"),
+    ("", "/usr/local/bin/python3.10 3.10.1, /usr/local/bin/python3.9 3.9.9"),
+    ("", "/usr/local/bin/python3 3.9.1, /usr/libexec/platform-python 3.6.8"),
+    ("", "/opt/b/bin/python3 3.7.4, /usr/local/bin/python 2.7.18"),
+    ("", "/usr/libexec/platform-python 3.6.8, /usr/local/bin/python3 3.5.2"),
     # A name promises nothing.
-    "/opt/b/bin/python3.11 3.11.4, /usr/local/bin/python3.12 3.8.1",
-    "/opt/b/bin/python3.11 3.11.4, /usr/local/bin/python3.15 3.15.0a3",
-    "/usr/local/bin/python3.15 3.15.0a3",
+    ("", "/opt/b/bin/python3.11 3.11.4, /usr/local/bin/python3.12 3.8.1"),
+    ("", "/opt/b/bin/python3.11 3.11.4, /usr/local/bin/python3.15 3.15.0a3"),
+    ("", "/usr/local/bin/python3.15 3.15.0a3"),
+    # Among equals the first on the PATH wins.
+    ("", "/opt/a/bin/python3.9 3.9.1, /opt/b/bin/python3.9 3.9.1"),
+    ("/opt/b/bin:", "/opt/b/bin/python3.9 3.9.1, /opt/a/bin/python3.9 3.9.1"),
+    # Shims and relative directories are passed over.
+    ("/opt/x/shims:", "/opt/a/bin/python3.9 3.9.1, /opt/x/shims/python3.12 3.12.1"),
+    ("elsewhere::.:", "/opt/a/bin/python3.9 3.9.1, /elsewhere/python3.12 3.12.1"),
 ]
 
 
-@pytest.mark.parametrize("there_are", CHOICES)
-def test_a_host_chooses_its_newest_interpreter(router: Router, host: Host, there_are: str) -> None:
+@pytest.mark.parametrize(("path", "there_are"), CHOICES)
+def test_a_host_chooses_its_newest_interpreter(
+    router: Router, host: Host, path: str, there_are: str
+) -> None:
+    host.path = path + host.path
     interpreters = [words.split() for words in there_are.split(", ")]
-    for path, version in interpreters:
-        host.put(path, version)
+    for interpreter, version in interpreters:
+        host.put(interpreter, version)
     assert host.chosen(router).endswith(interpreters[0][0])
 
 
 DEFECTS = {
-    "does not start": "exit 1",
-    "is a shim of a version that is not there": "echo 'shim: no such version' >&2; exit 127",
-    "says nothing and ends well": "exit 0",
+    "does not start": "os._exit(1)",
+    "is a shim of a version that is not there": "os.write(2, b'shim: no version'); os._exit(127)",
+    "says nothing and ends well": "os._exit(0)",
+    "lacks zlib": "sys.modules['zlib'] = None",
+    "lacks pty": "sys.modules['pty'] = None",
 }
 
 
-@pytest.mark.parametrize("defect", DEFECTS.values(), ids=DEFECTS)
-def test_an_interpreter_that_does_not_run_is_not_chosen(
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_an_interpreter_that_does_not_run_or_lacks_what_mitogen_needs_is_not_chosen(
     router: Router, host: Host, defect: str
 ) -> None:
-    script(host.at("/usr/local/bin/python3.13"), defect)
+    host.put("/usr/local/bin/python3.13", "3.13.1", more=f"import os; {DEFECTS[defect]}")
     host.put("/opt/a/bin/python3.9", "3.9.1")
     assert host.chosen(router).endswith("/opt/a/bin/python3.9")
-
-
-@pytest.mark.parametrize("module", ["zlib", "pty"])
-def test_an_interpreter_that_lacks_what_mitogen_needs_is_not_chosen(
-    router: Router, host: Host, module: str
-) -> None:
-    host.put("/usr/local/bin/python3.12", "3.12.1", more=f"sys.modules[{module!r}] = None")
-    host.put("/usr/local/bin/python3.9", "3.9.1")
-    assert host.chosen(router).endswith("/usr/local/bin/python3.9")
 
 
 def test_a_debug_build_is_chosen_only_where_there_is_nothing_else(
@@ -533,14 +505,6 @@ def test_noise_of_the_interpreters_does_not_hide_their_versions(router: Router, 
     assert host.chosen(router).endswith("/usr/local/bin/python3.12")
 
 
-def test_the_first_on_the_path_wins_among_equals(router: Router, host: Host) -> None:
-    host.put("/opt/a/bin/python3.9", "3.9.1")
-    host.put("/opt/b/bin/python3.9", "3.9.1")
-    assert host.chosen(router).endswith("/opt/a/bin/python3.9")
-    host.path = f"/opt/b/bin:{host.path}"
-    assert host.chosen(router).endswith("/opt/b/bin/python3.9")
-
-
 def test_no_interpreter_is_started_that_can_not_be_better(router: Router, host: Host) -> None:
     started = host.root / "started"
     host.put("/opt/a/bin/python3.12", "3.12.1")
@@ -548,22 +512,6 @@ def test_no_interpreter_is_started_that_can_not_be_better(router: Router, host: 
     host.at("/opt/b/bin/python3").symlink_to("python3.9")
     assert host.chosen(router).endswith("/opt/a/bin/python3.12")
     assert not started.exists()
-
-
-def test_shims_are_passed_over(router: Router, host: Host) -> None:
-    host.put("/opt/x/shims/python3.12", "3.12.1")
-    host.put("/opt/a/bin/python3.9", "3.9.1")
-    host.path = f"/opt/x/shims:{host.path}"
-    assert host.chosen(router).endswith("/opt/a/bin/python3.9")
-
-
-def test_a_relative_directory_on_the_path_is_not_searched(router: Router, host: Host) -> None:
-    host.put("/opt/a/bin/python3.9", "3.9.1")
-    host.put("/elsewhere/python3.12", "3.12.1")
-    host.path = f"elsewhere::.:{host.path}"
-    run_in = ["env", "-C", str(host.root)]
-    context = router.local(python_path=[*run_in, *host.command, *interpreters.auto_command()])
-    assert host.chosen_by(context).endswith("/opt/a/bin/python3.9")
 
 
 @support.requires_root
@@ -604,13 +552,6 @@ def test_the_search_leaves_no_trace_in_the_environment(router: Router, host: Hos
     unchanged = dict.fromkeys(names, "unchanged")
     assert {name: context.call(os.getenv, name) for name in names} == unchanged
     assert context.call(os.getenv, "PATH") == host.path
-
-
-def test_a_host_can_choose_behind_a_hop(router: Router, host: Host) -> None:
-    host.put("/opt/a/bin/python3.9", "3.9.1")
-    hop = host.choose(router)
-    context = router.local(via=hop, python_path=interpreters.auto_command())
-    assert host.chosen_by(context).endswith("/opt/a/bin/python3.9")
 
 
 def test_a_host_without_an_interpreter_says_where_it_looked(router: Router, host: Host) -> None:
@@ -689,11 +630,6 @@ def test_only_the_word_alone_is_auto() -> None:
     assert all(map(options.is_auto, [["auto"], ("auto",), "auto"]))
     others: list[object] = [None, [], ["/usr/bin/auto"], ["auto", "-E"], ["python3"], "python3"]
     assert not any(map(options.is_auto, others))
-
-
-def test_nobody_can_change_the_next_ones_command() -> None:
-    interpreters.auto_command().append("x")
-    assert interpreters.auto_command()[-1] != "x"
 
 
 def test_nothing_is_said_about_what_was_not_looked_for(router: Router, there: pathlib.Path) -> None:

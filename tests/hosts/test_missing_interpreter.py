@@ -16,32 +16,12 @@ import support
 from inmanta_plugins.mitogen import Proxy, PythonNotFoundError
 from inmanta_plugins.mitogen.errors import Cause, ConnectError
 from pytest_inmanta_mitogen import SshHost
-from support import LOCAL, Context, connect_error
+from support import Context, connect_error
 
 pytestmark = pytest.mark.timeout(60)
 
 
 # What is wrong with the interpreter
-
-
-@pytest.fixture(scope="session")
-def oddities() -> collections.abc.Iterator[pathlib.Path]:
-    """
-    A directory that every user can enter, with files that look like an interpreter and are none.
-    """
-    with tempfile.TemporaryDirectory(prefix="oddities-") as name:
-        directory = pathlib.Path(name)
-        directory.chmod(0o755)
-        (directory / "directory").mkdir()
-        (directory / "dangling").symlink_to("nowhere")
-        for file, status, mode in [
-            ("not-executable", 0, 0o644),
-            ("exits-with-3", 3, 0o755),
-            ("denied", 0, 0o700),
-        ]:
-            (directory / file).write_text(f"#!/bin/sh\nexit {status}\n")
-            (directory / file).chmod(mode)
-        yield directory
 
 
 def assert_missing(context: Context, missing: list[str]) -> PythonNotFoundError:
@@ -57,11 +37,6 @@ def assert_missing(context: Context, missing: list[str]) -> PythonNotFoundError:
     assert context["name"] in str(error)
     assert "found on that host: " in str(error)
     return error
-
-
-@pytest.mark.parametrize("name", ["not-executable", "directory", "dangling"])
-def test_what_cannot_be_executed_is_no_interpreter(oddities: pathlib.Path, name: str) -> None:
-    assert_missing(LOCAL, [str(oddities / name)])
 
 
 @pytest.fixture(scope="session")
@@ -169,15 +144,6 @@ def test_a_hop_in_the_middle_of_a_chain_is_the_one_that_is_named(
     error = connect_error(context, PythonNotFoundError)
     assert "admin" in str(error)
     assert "pod" not in str(error)
-
-
-def test_the_error_names_the_interpreters_that_are_there(
-    server: SshHost, user: support.User, python: str
-) -> None:
-    version = "import platform; print(platform.python_version())"
-    expected = subprocess.check_output([python, "-c", version], text=True).strip()
-    error = assert_missing(server.serialized(username=user.name), ["python9"])
-    assert f"{python} ({expected})" in str(error)
 
 
 # Choosing the interpreter
@@ -301,19 +267,6 @@ def test_why_one_cannot_become_another_user(
         context["password"] = login.password
     context |= {"via": server.serialized(username=login.name), **options}
     assert_fails(context, cause, context["username"])
-
-
-def test_a_python_that_the_user_may_not_execute(
-    server: SshHost, user: support.User, oddities: pathlib.Path
-) -> None:
-    path = str(oddities / "denied")
-    context = server.serialized(username=user.name, python_path=[path])
-    assert path in assert_fails(context, Cause.PYTHON_DENIED, user.name)
-
-
-def test_a_python_that_exits_with_3(mitogen_ssh_host: SshHost, oddities: pathlib.Path) -> None:
-    context = mitogen_ssh_host.serialized(python_path=[str(oddities / "exits-with-3")])
-    assert "status 3" in assert_fails(context, Cause.PYTHON_FAILED, context["username"])
 
 
 def test_a_python_that_is_too_old(mitogen_ssh_host: SshHost) -> None:

@@ -1,43 +1,31 @@
 """
-The command line of the demo.
+Deploys a small model with a real orchestrator, and shows what came of it; ``--help`` tells more.
 """
 
 import argparse
-import os
-import pathlib
+import signal
 import sys
 
-from demo import keep
 from demo.scenario import DemoError, Kept, run
 from demo.show import Show
 from pytest_inmanta_mitogen import SshdNotFoundError
 from testbed.processes import Interrupted, ProcessFailedError, interruptible
-
-_RUN = pathlib.Path(__file__).with_name("run.py")
 
 
 def main() -> int:
     """
     :return: The exit code: 0 when each resource ended as it should.
     """
-    arguments = _arguments()
-    if arguments.stop:
-        return keep.stop()
-    if arguments.keep:
-        return keep.in_background(_demo)
-    return _demo(None)
-
-
-def _demo(release: keep.Release | None) -> int:
+    keep = _arguments().keep
     show = Show()
+
+    def when_done(kept: Kept) -> None:
+        if keep:
+            _introduce(show, kept)
+            signal.pause()
+
     try:
         with interruptible():
-
-            def when_done(kept: Kept) -> None:
-                if release is not None:
-                    _introduce(show, kept)
-                    keep.until_stopped(kept.server.directory.parent, release)
-
             run(show, when_done)
     except Interrupted as interrupted:
         show.say(f"[yellow]Interrupted ({interrupted}). Nothing is left of the demo.[/]")
@@ -51,14 +39,15 @@ def _demo(release: keep.Release | None) -> int:
 def _introduce(show: Show, kept: Kept) -> None:
     url, header = kept.server.url, f"-H 'X-Inmanta-tid: {kept.environment}'"
     deploy = kept.project.write_script(kept.server.client, kept.environment)
-    show.say(f"\nThe orchestrator stays up at [bold]{url}[/], and with it its hosts. To")
+    show.say(
+        f"\nThe orchestrator stays up at [bold]{url}[/], and with it its hosts, until Ctrl-C. To"
+    )
     for what, command in {
         "see the resources": f"curl {header} {url}/api/v2/resource",
         "deploy all of them again": f"curl -X POST {header} {url}/api/v1/deploy",
         "change the model": f"${{EDITOR:-vi}} {kept.project.directory}/main.cf",
         "deploy the changed model": f"sh {deploy}",
         "read the logs": f"less {kept.server.logs}/*.log",
-        "end it all": f"kill {os.getpid()}   # or {sys.executable} {_RUN} --stop",
     }.items():
         show.say(f"  {what}:")
         show.command(command)
@@ -69,17 +58,13 @@ def _introduce(show: Show, kept: Kept) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="demo/run.py",
+        prog="python -m demo",
         description="Deploy a small model with a real orchestrator, and show what came of it.",
         epilog="Everything that is started is gone at the end, also after Ctrl-C.",
     )
-    parser.add_argument(
-        "--keep",
-        action="store_true",
-        default=os.environ.get("KEEP", "") not in ("", "0"),
-        help="leave the orchestrator up (or KEEP=1 in the environment)",
-    )
-    parser.add_argument(
-        "--stop", action="store_true", help="end the orchestrators that were left up"
-    )
+    parser.add_argument("--keep", action="store_true", help="keep the orchestrator up until Ctrl-C")
     return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
