@@ -106,15 +106,9 @@ def _own_call() -> Any:
 
 
 @mitogen.core.takes_econtext
-def answer_with(data: bytes, econtext: Any) -> Any:
-    """Answers the call that runs with bytes of its own choice."""
-    _write(econtext, _frame(_own_call().reply_to, data))
-
-
-@mitogen.core.takes_econtext
 def answer_with_a_class(path: str, econtext: Any) -> Any:
     """Answers with what would create a file on the agent."""
-    answer_with(pickle.dumps(Touch(path), protocol=4), econtext)
+    _write(econtext, _frame(_own_call().reply_to, pickle.dumps(Touch(path), protocol=4)))
 
 
 @mitogen.core.takes_econtext
@@ -133,30 +127,10 @@ def announce(size: int, first: bytes, econtext: Any) -> Any:
     return "announced"
 
 
-@mitogen.core.takes_econtext
-def log_lines(count: int, text: bytes, econtext: Any) -> Any:
-    """Logs a line, again and again, without the logging module."""
-    frame = _frame(mitogen.core.FORWARD_LOG, b"loud\x0040\x00" + text)
-    while count:
-        block = min(count, 1000)
-        _write(econtext, frame * block)
-        count -= block
-    return "logged"
-
-
 def print_lines(count: int) -> Any:
     for number in range(count):
         print("line", number)
     return "printed"
-
-
-@mitogen.core.takes_econtext
-def import_it(name: Any, econtext: Any) -> Any:
-    """Imports a module, as far as the agent lets it."""
-    try:
-        return str(mitogen.core.import_module(name).__name__)
-    except ImportError as error:
-        return f"ImportError: {error}"
 
 
 @mitogen.core.takes_econtext

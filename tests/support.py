@@ -69,6 +69,16 @@ class Recorder(inmanta.agent.handler.LoggerABC):
         return [kwargs for _, _, kwargs in self.records if "function" in kwargs]
 
 
+class Messages(list[int]):
+    """The sizes of the messages that were sent to hosts."""
+
+    def taken(self) -> int:
+        """Return how many were sent since the last time."""
+        sent = len(self)
+        self.clear()
+        return sent
+
+
 def connection_of(proxy: Proxy) -> Connection:
     """
     The open connection of a proxy, which it tells nobody else about.

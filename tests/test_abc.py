@@ -259,21 +259,3 @@ def test_calls_have_the_handlers_call_timeout_else_that_of_the_variable(
     # The interpreter that hangs is in nobody's way.
     assert agent.deploy("c").proxy is proxy
     assert agent.state() is const.ResourceState.deployed
-
-
-# The context of a resource
-
-
-def test_a_resource_has_its_own_context_or_that_of_its_host(agent: Agent) -> None:
-    agent.compile(
-        HERE,
-        note("host"),
-        note("own", ', via=mitogen::Local(name="own")'),
-        'plain = std::Host(name="plain", ip="192.0.2.1", os=std::linux)',
-        note("implicit").replace("host=host", "host=plain"),
-    )
-
-    assert agent.resource("host").via["name"] == "here"
-    assert agent.resource("own").via == {"method_name": "local", "name": "own"}
-    implicit = agent.resource("implicit").via
-    assert (implicit["method_name"], implicit["hostname"]) == ("ssh", "192.0.2.1")

@@ -201,35 +201,6 @@ def test_secrets_and_blobs_are_logged_masked(proxy: Proxy, recorder: Recorder) -
 # Files and commands
 
 
-def test_files_are_written_and_read(proxy: Proxy, tmp_path: Path) -> None:
-    path = str(tmp_path / "file")
-    proxy.put(path, "caf\u00e9\n".encode())
-    assert proxy.read(path) == "caf\u00e9\n"
-    assert proxy.read_binary(path) == "caf\u00e9\n".encode()
-    assert proxy.hash_file(path) == hashlib.sha1("caf\u00e9\n".encode()).hexdigest()
-    proxy.chmod(path, "4640")
-    stat = proxy.file_stat(path)
-    assert stat["permissions"] == 4640
-    assert set(stat) == {"owner", "group", "permissions"}
-    proxy.remove(path)
-    assert not proxy.file_exists(path)
-
-
-def test_directories_and_symlinks(proxy: Proxy, tmp_path: Path) -> None:
-    directory, link = str(tmp_path / "directory"), str(tmp_path / "link")
-    proxy.mkdir(directory)
-    proxy.put(f"{directory}/file", b"")
-    proxy.symlink("nowhere", link)
-    assert proxy.is_symlink(link)
-    assert proxy.file_exists(link)
-    assert not proxy.is_symlink(directory)
-    assert proxy.readlink(link) == "nowhere"
-    with pytest.raises(RemoteException, match="FileNotFoundError"):
-        proxy.mkdir(str(tmp_path / "no" / "parent"))
-    proxy.rmdir(directory)
-    assert not os.path.exists(directory)
-
-
 @pytest.mark.parametrize(
     ("mode", "kind"), [(644, TypeError), ("999", ValueError), ("9z", ValueError)]
 )
@@ -333,7 +304,7 @@ def test_commands_run(proxy: Proxy, recorder: Recorder) -> None:
 
 
 @pytest.mark.parametrize("interpreter", support.find_interpreters()[:2], ids=str)
-def test_names_outside_the_locale_of_the_host_work(
+def test_methods_for_files_work_with_names_outside_the_locale_of_the_host(
     interpreter: support.Interpreter, tmp_path: Path
 ) -> None:
     directory, content = tmp_path / "\u00e9t\u00e9", os.urandom(3 * PACK)
@@ -342,11 +313,16 @@ def test_names_outside_the_locale_of_the_host_work(
     with Proxy({**LOCAL, "python_path": ascii_only}) as proxy:
         assert proxy.remote_call(sys.getfilesystemencoding) == "ascii"
         proxy.mkdir(str(directory))
-        proxy.chmod(str(directory), "711")
-        assert proxy.file_stat(str(directory))["permissions"] == 711
+        proxy.chmod(str(directory), "2711")
+        assert proxy.file_stat(str(directory))["permissions"] == 2711
+        assert not proxy.is_symlink(str(directory))
         proxy.put(file, content)
         assert proxy.read_binary(file) == content
         proxy.get_file(file, copy)
+        proxy.put(copy, "caf\u00e9\n".encode())
+        assert proxy.read(copy) == "caf\u00e9\n"
+        with pytest.raises(RemoteException, match="FileNotFoundError"):
+            proxy.mkdir(str(directory / "no" / "parent"))
         proxy.symlink("f\u00eate", link)
         assert proxy.is_symlink(link)
         assert proxy.readlink(link) == "f\u00eate"

@@ -4,11 +4,26 @@ Fixtures for tests of calls, most of which can share one interpreter.
 
 import collections.abc
 import os
+from typing import Any
 
 import pytest
 
 import support
 from inmanta_plugins.mitogen import Proxy
+from inmanta_plugins.mitogen.connections.hub import Connection
+
+
+@pytest.fixture
+def messages(monkeypatch: pytest.MonkeyPatch) -> support.Messages:
+    sent = support.Messages()
+    post = Connection.post
+
+    def counting(self: Connection, message: Any) -> None:
+        sent.append(len(message.data))
+        post(self, message)
+
+    monkeypatch.setattr(Connection, "post", counting)
+    return sent
 
 
 @pytest.fixture(scope="module")

@@ -79,34 +79,20 @@ def test_a_submitted_call_that_takes_too_long_is_given_up() -> None:
 # In one message
 
 
-@pytest.fixture
-def posted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of the messages that were sent."""
-    sizes: list[int] = []
-    post = connect.Connection.post
-
-    def counting(self: connect.Connection, message: object) -> None:
-        sizes.append(len(message.data))  # type: ignore[attr-defined]  # mitogen is not typed
-        post(self, message)
-
-    monkeypatch.setattr(connect.Connection, "post", counting)
-    return sizes
-
-
-def test_calls_that_come_together_travel_in_one_message(proxy: Proxy, posted: list[int]) -> None:
+def test_calls_that_come_together_travel_in_one_message(proxy: Proxy, messages: list[int]) -> None:
     with together(proxy):
         futures = [proxy.submit(far_side.echo, number) for number in range(100)]
     assert [future.result(60) for future in futures] == [[[n], {}] for n in range(100)]
-    assert len(posted) == 1
+    assert len(messages) == 1
 
 
-def test_large_calls_do_not_become_one_larger_message(proxy: Proxy, posted: list[int]) -> None:
+def test_large_calls_do_not_become_one_larger_message(proxy: Proxy, messages: list[int]) -> None:
     large = "x" * (PACK // 3)
     with together(proxy):
         futures = [proxy.submit(far_side.echo, large, number) for number in range(10)]
     assert [future.result(60) for future in futures] == [[[large, n], {}] for n in range(10)]
-    assert len(posted) == 5
-    assert max(posted) < PACK * 1.1
+    assert len(messages) == 5
+    assert max(messages) < PACK * 1.1
 
 
 def test_large_results_come_back_in_order(proxy: Proxy) -> None:

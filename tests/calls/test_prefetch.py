@@ -13,8 +13,7 @@ import far_side
 import pytest
 
 from inmanta_plugins.mitogen import Proxy, RemoteException, SettingError, settings
-from inmanta_plugins.mitogen.connections.hub import Connection
-from support import LOCAL, Recorder
+from support import LOCAL, Messages, Recorder
 
 CONTENT = b"content"
 
@@ -32,29 +31,6 @@ def paths(tmp_path: Path) -> list[str]:
 def proxy(own_proxy: Proxy) -> Proxy:
     """One that has learned nothing yet."""
     return own_proxy
-
-
-class Messages(list[object]):
-    """What is sent to the host."""
-
-    def taken(self) -> int:
-        """Return how many were sent since the last time."""
-        sent = len(self)
-        self.clear()
-        return sent
-
-
-@pytest.fixture
-def messages(monkeypatch: pytest.MonkeyPatch) -> Messages:
-    sent = Messages()
-    post = Connection.post
-
-    def counting(self: Connection, message: object) -> None:
-        sent.append(message)
-        post(self, message)
-
-    monkeypatch.setattr(Connection, "post", counting)
-    return sent
 
 
 def file_questions(proxy: Proxy, path: str) -> list[object]:

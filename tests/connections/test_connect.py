@@ -1,6 +1,5 @@
 """What the connections of a process share, and what a connection that fails leaves behind."""
 
-import collections.abc
 import concurrent.futures
 import logging
 import os
@@ -181,17 +180,8 @@ def test_hosts_cannot_send_messages_to_each_other() -> None:
             one.remote_call(far_side.call_context, other.context.context_id)
 
 
-@pytest.fixture
-def mitogen_logger() -> collections.abc.Iterator[logging.Logger]:
-    logger = logging.getLogger("mitogen")
-    level = logger.level
-    logger.setLevel(logging.NOTSET)
-    yield logger
-    logger.setLevel(level)
-
-
 def test_mitogen_is_quiet_in_a_log_at_debug_unless_told_otherwise(
-    caplog: pytest.LogCaptureFixture, mitogen_logger: logging.Logger
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def records() -> list[logging.LogRecord]:
         caplog.clear()
@@ -200,8 +190,9 @@ def test_mitogen_is_quiet_in_a_log_at_debug_unless_told_otherwise(
         return [record for record in caplog.records if record.name.startswith("mitogen")]
 
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.NOTSET, logger="mitogen")
     assert not records()
-    mitogen_logger.setLevel(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="mitogen")
     assert records()
 
 

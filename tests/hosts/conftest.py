@@ -35,6 +35,18 @@ def user() -> collections.abc.Iterator[support.User]:
         yield user
 
 
+@pytest.fixture(scope="session", params=["bash", "zsh"])
+def noisy_user(request: pytest.FixtureRequest) -> collections.abc.Iterator[support.User]:
+    """
+    A user whose login shell prints things that it was not asked for.
+    """
+    support.need("useradd", request.param, root=True)
+    with support.temporary_user(shell=support.find_program(request.param) or "") as user:
+        for file in (".bashrc", ".zshenv"):
+            user.write(file, "echo 'Bienvenue: python3: command not found'; echo 'été' >&2\n")
+        yield user
+
+
 @contextlib.contextmanager
 def privileged_user(*, password: bool) -> collections.abc.Iterator[support.User]:
     support.need("useradd", "sudo", "doas", root=True)

@@ -1,15 +1,11 @@
 """A connection that fails says why, in the words of the far end, and within its connect_timeout."""
 
-import collections.abc
 import contextlib
 import pathlib
 import pickle
 import re
-import socket
-import struct
 import subprocess
 import sys
-import threading
 import time
 
 import mitogen.parent
@@ -19,6 +15,7 @@ import pytest
 import silent_side
 
 import support
+from benchmarks import relay
 from inmanta_plugins.mitogen import (
     Cause,
     ConnectError,
@@ -296,42 +293,19 @@ def test_a_user_configuration_of_ssh_does_not_disturb_connections(
     assert [path.name for path in tmp_path.iterdir()] == ["config"]
 
 
-@pytest.fixture
-def busy_server(mitogen_ssh_host: SshHost) -> collections.abc.Iterator[int]:
-    """
-    The port of a server that resets its first three connections, as one beyond its MaxStartups.
-    """
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            for _ in range(3):
-                connection = server.accept()[0]
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                connection.close()
-            near = server.accept()[0]
-            far = socket.create_connection((mitogen_ssh_host.hostname, mitogen_ssh_host.port))
-            back = threading.Thread(target=copy, args=(far, near))
-            back.start()
-            copy(near, far)
-            back.join()
-
-        def copy(source: socket.socket, target: socket.socket) -> None:
-            with contextlib.suppress(OSError):
-                while data := source.recv(1 << 16):
-                    target.sendall(data)
-                target.shutdown(socket.SHUT_WR)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield server.getsockname()[1]
-        thread.join()
-
-
 @pytest.mark.parametrize("hops", [0, 1])
 def test_a_server_that_has_too_many_connections_is_tried_again(
-    mitogen_ssh_host: SshHost, busy_server: int, hops: int
+    mitogen_ssh_host: SshHost, tmp_path: pathlib.Path, hops: int
 ) -> None:
-    context = mitogen_ssh_host.serialized(port=busy_server)
+    # Closes the first three connections, as a server beyond its MaxStartups does.
+    busy = tmp_path / "busy"
+    busy.write_text(
+        f"#!/bin/sh\necho try >>$0.log; [ $(wc -l <$0.log) -le 3 ] ||"
+        f' exec {sys.executable} {relay.__file__} 0 "$@"\n'
+    )
+    busy.chmod(0o755)
+    ssh_args = ["-F", "/dev/null", "-o", f"ProxyCommand={busy} %h %p"]
+    context = mitogen_ssh_host.serialized(ssh_args=ssh_args)
     with Proxy({**context, "via": LOCAL} if hops else context) as proxy:
         assert proxy.run("echo", ["there"])[0] == "there"
 

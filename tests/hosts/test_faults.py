@@ -362,33 +362,6 @@ def beside(host: SshHost, number: int) -> Context:
     }
 
 
-def test_connecting_and_disconnecting_while_others_call_disturbs_nobody(
-    host: SshHost, pool: concurrent.futures.ThreadPoolExecutor
-) -> None:
-    stop = threading.Event()
-
-    def call(proxy: Proxy) -> int:
-        count = 0
-        while not stop.is_set():
-            assert proxy.remote_call(far_side.echo, count) == [[count], {}]
-            count += 1
-        return count
-
-    def come_and_go(number: int) -> None:
-        for turn in range(3):
-            with Proxy(beside(host, number)) as proxy:
-                assert proxy.remote_call(far_side.echo, number, turn) == [[number, turn], {}]
-
-    with Proxy(beside(host, 0)) as steady:
-        callers = [pool.submit(call, steady) for _ in range(4)]
-        try:
-            list(pool.map(come_and_go, range(1, 5)))
-        finally:
-            stop.set()
-        assert all(caller.result(timeout=30) for caller in callers)
-    assert host.logins() == 1
-
-
 def test_forked_children_connect_for_themselves_while_the_parent_works(
     host: SshHost, pool: concurrent.futures.ThreadPoolExecutor
 ) -> None:

@@ -411,7 +411,8 @@ def test_contexts_behind_a_hop_are_its_own(hostile: Proxy) -> None:
 
 def test_a_flood_of_log_lines_is_bounded(hostile: Proxy, caplog: pytest.LogCaptureFixture) -> None:
     loggers = len(logging.root.manager.loggerDict)
-    assert hostile.remote_call(hostile_side.log_lines, 200_000, b"flood") == "logged"
+    line = b"loud\x0040\x00flood"
+    hostile.remote_call(hostile_side.send, mitogen.core.FORWARD_LOG, line, 200_000)
     assert hostile.remote_call(far_side.echo) == [[], {}]
     hostile.disconnect()
     assert LOG_BURST <= len(caplog.records) < LOG_BURST + 10_000

@@ -7,7 +7,6 @@ import hashlib
 import os
 import pathlib
 import sys
-import typing
 import uuid
 
 import pytest
@@ -142,14 +141,9 @@ def test_ssh_with_a_banner_keepalive_and_a_verbose_client() -> None:
         use(proxy, getpass.getuser())
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_ssh_to_a_noisy_login_shell(server: SshHost, shell: str) -> None:
-    support.need(shell)
-    with support.temporary_user(shell=support.find_program(shell) or "") as user:
-        for file in (".bashrc", ".zshenv"):
-            user.write(file, "echo 'Welcome to this host'; echo 'Mind the gap' >&2\n")
-        with Proxy(server.serialized(username=user.name)) as proxy:
-            use(proxy, user.name)
+def test_ssh_to_a_noisy_login_shell(server: SshHost, noisy_user: support.User) -> None:
+    with Proxy(server.serialized(username=noisy_user.name)) as proxy:
+        use(proxy, noisy_user.name)
 
 
 @pytest.mark.parametrize("minor", range(6, 14), ids=lambda minor: f"3.{minor}")
@@ -165,85 +159,43 @@ def test_ssh_to_a_host_with_python(mitogen_ssh_host: SshHost, minor: int) -> Non
 # Another user
 
 
-class Becoming(typing.NamedTuple):
+#: The login by ssh before, none for the user who runs the tests, and whom the calls run as; the
+#: options; and what the environment there has, or has not.
+Way = tuple[support.User | None, str, Context, dict[str, bool]]
+
+
+def ways(trusted: support.User, asked: support.User, user: support.User) -> dict[str, Way]:
     """
-    A way to become another user. Of a text, ``{asked.password}`` is the password of `asked`.
-
-    :attr options: The context.
-    :attr login: The user who logs in by ssh before; none for the user who runs the tests.
-    :attr becomes: The user whom the calls run as.
-    :attr shown: What the environment there has.
-    :attr hidden: What it has not.
+    :return: Ways to become another user.
     """
-
-    options: Context
-    login: str
-    becomes: str
-    shown: tuple[str, ...] = ()
-    hidden: str = "nothing of that kind"
-
-
-BECOMING = {
-    "sudo": Becoming(
-        {**COMMON, "sudo_path": "/usr/bin/sudo", "set_home": True, "preserve_env": True},
-        login="{trusted.name}",
-        becomes="root",
-        shown=("HOME=/root\n", "SSH_CONNECTION="),
-    ),
-    "sudo with a password": Becoming(
-        {
-            "username": "{user.name}",
-            "password": "{asked.password}",
-            "preserve_env": False,
-            "set_home": False,
-        },
-        login="{asked.name}",
-        becomes="{user.name}",
-        hidden="SSH_CONNECTION=",
-    ),
-    "sudo with a login shell": Becoming(
-        {"username": "{user.name}", "login": True},
-        login="{trusted.name}",
-        becomes="{user.name}",
-        shown=("FROM_PROFILE=yes\n",),
-    ),
+    sudo: Context = {"sudo_path": "/usr/bin/sudo", "set_home": True, "preserve_env": True}
+    asking: Context = {"username": user.name, "preserve_env": False, "set_home": False}
     # sudo ignores the role and the type on machines without SELinux.
-    "sudo with arguments and SELinux": Becoming(
-        {
-            "sudo_args": ["-H", "-u", "{user.name}"],
-            "selinux_role": "unconfined_r",
-            "selinux_type": "unconfined_t",
-        },
-        login="{trusted.name}",
-        becomes="{user.name}",
-    ),
-    "su with a password": Becoming(
-        {
-            **COMMON,
-            "su_path": "/bin/su",
-            "username": "{asked.name}",
-            "password": "{asked.password}",
-            "password_prompt": "Password:",
-            "incorrect_prompts": ["su: Authentication failure"],
-        },
-        login="{user.name}",
-        becomes="{asked.name}",
-    ),
-    "su of root": Becoming({"username": "{user.name}"}, login="", becomes="{user.name}"),
-    "doas": Becoming(
-        {**COMMON, "doas_path": "/usr/bin/doas"}, login="{trusted.name}", becomes="root"
-    ),
-    "doas with a password": Becoming(
-        {
-            "username": "root",
-            "password": "{asked.password}",
-            "password_prompt": "password:",
-            "incorrect_prompts": ["doas: Authentication failed"],
-        },
-        login="{asked.name}",
-        becomes="root",
-    ),
-}
+    selinux = {"selinux_role": "unconfined_r", "selinux_type": "unconfined_t"}
+    su: Context = {"su_path": "/bin/su", "username": asked.name, "password_prompt": "Password:"}
+    su["incorrect_prompts"] = ["su: Authentication failure"]
+    doas: Context = {"username": "root", "password_prompt": "password:"}
+    doas["incorrect_prompts"] = ["doas: Authentication failed"]
+    password = {"password": asked.password}
+    in_sudo = {"HOME=/root\n": True, "SSH_CONNECTION=": True}
+    login = {"username": user.name, "login": True}
+    arguments = {"sudo_args": ["-H", "-u", user.name], **selinux}
+    return {
+        "sudo": (trusted, "root", {**COMMON, **sudo}, in_sudo),
+        "sudo with a password": (asked, user.name, asking | password, {"SSH_CONNECTION=": False}),
+        "sudo with a login shell": (trusted, user.name, login, {"FROM_PROFILE=yes\n": True}),
+        "sudo with arguments and SELinux": (trusted, user.name, arguments, {}),
+        "su with a password": (user, asked.name, {**COMMON, **su, **password}, {}),
+        "su of root": (None, user.name, {"username": user.name}, {}),
+        "doas": (trusted, "root", {**COMMON, "doas_path": "/usr/bin/doas"}, {}),
+        "doas with a password": (asked, "root", doas | password, {}),
+    }
+
+
+BECOMING = (
+    *("sudo", "sudo with a password", "sudo with a login shell", "sudo with arguments and SELinux"),
+    *("su with a password", "su of root", "doas", "doas with a password"),
+)
 
 
 @pytest.mark.parametrize("way", BECOMING)
@@ -255,22 +207,14 @@ def test_becoming_another_user(
     python: str,
     way: str,
 ) -> None:
-    def filled(value: typing.Any) -> typing.Any:
-        if isinstance(value, list):
-            return [filled(element) for element in value]
-        people = {"trusted": trusted, "asked": asked, "user": user}
-        return value.format(**people) if isinstance(value, str) else value
-
     user.write(".profile", "export FROM_PROFILE=yes\n")
-    options, login, becomes, shown, hidden = BECOMING[way]
-    context = {name: filled(value) for name, value in options.items()}
-    context |= {"method_name": way.split()[0], "python_path": [python]}
-    context["via"] = server.serialized(username=filled(login)) if login else LOCAL
+    login, becomes, options, wanted = ways(trusted, asked, user)[way]
+    via = server.serialized(username=login.name) if login else LOCAL
+    context = {"method_name": way.split()[0], "python_path": [python], "via": via, **options}
     with Proxy(context) as proxy:
-        use(proxy, filled(becomes))
+        use(proxy, becomes)
         environment, _, _ = proxy.run("env")
-    assert all(text in environment for text in shown)
-    assert hidden not in environment
+    assert {text: text in environment for text in wanted} == wanted
 
 
 # Containers

@@ -55,18 +55,6 @@ def french_host(python: str) -> collections.abc.Iterator[SshHost]:
             yield host
 
 
-@pytest.fixture(scope="session", params=["bash", "zsh"])
-def noisy_user(request: pytest.FixtureRequest) -> collections.abc.Iterator[support.User]:
-    """
-    A user whose login shell prints things that it was not asked for.
-    """
-    support.need("useradd", request.param, root=True)
-    with support.temporary_user(shell=support.find_program(request.param) or "") as user:
-        for file in (".bashrc", ".zshenv"):
-            user.write(file, "echo 'Bienvenue: python3: command not found'; echo 'été' >&2\n")
-        yield user
-
-
 #: An interpreter that is missing itself, and one that another program does not find.
 each_missing = pytest.mark.parametrize(
     "missing", [["/nonexistent/bin/python3"], ["/usr/bin/env", "python9"]], ids=["path", "env"]

@@ -6,7 +6,6 @@ text of an object, or the arguments, environment and files of a process.
 import collections.abc
 import contextlib
 import dataclasses
-import logging
 import pathlib
 import tempfile
 import threading
@@ -76,19 +75,12 @@ class Watch:
 
 
 @pytest.fixture
-def all_logs(caplog: pytest.LogCaptureFixture) -> collections.abc.Iterator[None]:
+def all_logs(caplog: pytest.LogCaptureFixture) -> None:
     """
     Every logger at its lowest level: mitogen's, which also has hosts send theirs, and all others.
     """
-    names = [None, "mitogen", "mitogen.io", "mitogen.importer", "inmanta_plugins"]
-    loggers = [logging.getLogger(name) for name in names]
-    before = [logger.level for logger in loggers]
-    caplog.set_level(1)
-    for logger in loggers:
-        logger.setLevel(1)
-    yield
-    for logger, level in zip(loggers, before, strict=True):
-        logger.setLevel(level)
+    for name in (None, "mitogen", "mitogen.io", "mitogen.importer", "inmanta_plugins"):
+        caplog.set_level(1, logger=name)
 
 
 @pytest.fixture
