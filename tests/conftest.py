@@ -21,7 +21,7 @@ from inmanta_plugins.mitogen import Proxy
 from pytest_inmanta_mitogen import SshHost, SshHostFactory
 
 # Installed, this module has it loaded already; a bare checkout has not.
-pytest_plugins = ["pytest_inmanta_mitogen"]
+pytest_plugins = ["pytest_inmanta_mitogen", "pytester"]
 
 # pytest-inmanta installs modules from where pip is configured to, and from nowhere unless told.
 os.environ.setdefault("INMANTA_PIP_USE_SYSTEM_CONFIG", "true")

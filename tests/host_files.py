@@ -42,7 +42,6 @@ def python_as(uid: int, code: str, *args: object) -> "subprocess.CompletedProces
     # Imports happen before the change of user, who may not read this interpreter's files.
     done = subprocess.run(
         [sys.executable, "-c", _PRELUDE + code, str(uid), *map(str, args)],
-        check=False,
         env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
         capture_output=True,
         text=True,
@@ -74,7 +73,7 @@ def mounted(*arguments: object) -> collections.abc.Iterator[None]:
     :raises OSError: When this kernel or this container has or allows no such mount.
     """
     command = [support.find_program("mount") or "mount", *map(str, arguments)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise OSError(done.stderr.strip())
     try:
@@ -105,7 +104,7 @@ def file_attribute(path: Path, letter: str) -> collections.abc.Iterator[None]:
     """
     support.need("chattr", root=True)
     command = ["chattr", f"+{letter}", str(path)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"needs a file system with attributes at {path}: {done.stderr}")
     try:

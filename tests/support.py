@@ -203,7 +203,7 @@ def find_interpreter(major: int, minor: int) -> Interpreter | None:
     code = "import sys; print('%d %d' % sys.version_info[:2])"
     for path in _candidates(f"{major}.{minor}"):
         if os.access(path, os.X_OK):
-            found = subprocess.run([path, "-c", code], check=False, capture_output=True, text=True)
+            found = subprocess.run([path, "-c", code], capture_output=True, text=True)
             if found.stdout.split() == [str(major), str(minor)]:
                 return Interpreter((major, minor), path)
     return None
@@ -418,9 +418,7 @@ def _kill_processes(uid: int) -> None:
 
 def _run(command: list[str], text: str | None = None) -> None:
     program = find_program(command[0]) or command[0]
-    done = subprocess.run(
-        [program, *command[1:]], check=False, input=text, capture_output=True, text=True
-    )
+    done = subprocess.run([program, *command[1:]], input=text, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{command} ended with {done.returncode}: {done.stderr or done.stdout}")
 
@@ -505,7 +503,6 @@ def french_locale(directory: pathlib.Path) -> dict[str, str]:
     need("localedef")
     done = subprocess.run(
         ["localedef", "-i", "fr_FR", "-f", "UTF-8", str(directory / "fr_FR.UTF-8")],
-        check=False,
         capture_output=True,
         text=True,
     )
@@ -514,7 +511,7 @@ def french_locale(directory: pathlib.Path) -> dict[str, str]:
     language = "fr_FR.UTF-8"
     environment = {"LOCPATH": str(directory), "LC_ALL": language, "LANGUAGE": "fr"}
     spoken = subprocess.run(
-        ["/bin/ls", "/nonexistent"], env=environment, check=False, capture_output=True, text=True
+        ["/bin/ls", "/nonexistent"], env=environment, capture_output=True, text=True
     )
     if not re.search("Aucun fichier", spoken.stderr):
         pytest.skip(f"needs the French translations of the C library: {spoken.stderr}")

@@ -430,7 +430,7 @@ class Host:
 def host(tmp_path: pathlib.Path) -> Host:
     support.need("unshare", "mount")
     host = Host(tmp_path)
-    probe = subprocess.run([*host.command, "true"], capture_output=True, check=False)
+    probe = subprocess.run([*host.command, "true"], capture_output=True)
     if probe.returncode:
         pytest.skip(f"needs a mount namespace of its own: {probe.stderr.decode()}")
     return host

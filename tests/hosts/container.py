@@ -105,7 +105,7 @@ class Container:
         :raises RuntimeError: When it fails.
         """
         done = subprocess.run(
-            [self.podman_path, *arguments], check=False, capture_output=True, text=True, timeout=60
+            [self.podman_path, *arguments], capture_output=True, text=True, timeout=60
         )
         if done.returncode:
             raise RuntimeError(f"podman {arguments} ended with {done.returncode}: {done.stderr}")

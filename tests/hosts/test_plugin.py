@@ -2,7 +2,6 @@
 The pytest plugin for authors: what its fixtures give, and that they leave nothing behind.
 """
 
-import collections.abc
 import getpass
 import os
 import pathlib
@@ -16,6 +15,8 @@ import support
 from inmanta_plugins.mitogen import Proxy
 from pytest_inmanta_mitogen import SshHost
 from support import Context
+
+ROOT = pathlib.Path(pytest_inmanta_mitogen.__file__).parents[1]
 
 pytestmark = [pytest.mark.timeout(60), support.requires("sshd", "ssh", "ssh-keygen")]
 
@@ -88,48 +89,34 @@ def test_with_the_local_context(mitogen_local_context):
         assert proxy.run("echo", ["here"]) == ("here", "", 0)
 """
 
-RunSuite = collections.abc.Callable[..., str]
-
 
 @pytest.fixture
-def run_suite(tmp_path: pathlib.Path) -> RunSuite:
+def adapter(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """
-    Runs the test-suite of an adapter module, with a given PATH, and returns what pytest printed.
+    The test-suite of an adapter module.
     """
-    root = pathlib.Path(pytest_inmanta_mitogen.__file__).parents[1]
-    (tmp_path / "test_adapter.py").write_text(ADAPTERS_TESTS)
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
-
-    def run(path: str, *options: str) -> str:
-        options = ("-p", "pytest_inmanta_mitogen", "-p", "no:cacheprovider", "-rs", *options)
-        # The other plugins take seconds to load.
-        quick = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
-        environment = {**os.environ, "PATH": path, "PYTHONPATH": str(root), **quick}
-        return subprocess.run(
-            [sys.executable, "-m", "pytest", *options, str(tmp_path)],
-            check=False,
-            capture_output=True,
-            text=True,
-            env=environment,
-            cwd=tmp_path,
-        ).stdout
-
-    return run
+    pytester.makepyfile(ADAPTERS_TESTS)
+    pytester.makeini("[pytest]\naddopts = -p pytest_inmanta_mitogen -rs")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    # The other plugins take seconds to load.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    return pytester
 
 
-def test_an_adapters_test_suite_gets_the_fixtures(run_suite: RunSuite) -> None:
-    assert " 2 passed" in run_suite(os.environ["PATH"])
+def test_an_adapters_test_suite_gets_the_fixtures(adapter: pytest.Pytester) -> None:
+    adapter.runpytest_subprocess().assert_outcomes(passed=2)
 
 
 def test_an_adapters_test_suite_says_what_it_lacks(
-    run_suite: RunSuite, tmp_path: pathlib.Path
+    adapter: pytest.Pytester, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # All that a Python may need, but ssh.
     (tmp_path / "sh").symlink_to("/bin/sh")
     (tmp_path / "echo").symlink_to("/bin/echo")
-    text = run_suite(str(tmp_path), "-k", "ssh")
-    assert " 1 skipped" in text
-    assert "needs OpenSSH" in text
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = adapter.runpytest_subprocess("-k", "ssh")
+    done.assert_outcomes(skipped=1, deselected=1)
+    assert "needs OpenSSH" in done.stdout.str()
 
 
 def test_the_plugin_loads_without_inmanta_and_mitogen() -> None:
@@ -137,8 +124,7 @@ def test_the_plugin_loads_without_inmanta_and_mitogen() -> None:
         "import sys, pytest_inmanta_mitogen;"
         "sys.exit(bool({'inmanta', 'inmanta_plugins', 'mitogen'} & set(sys.modules)))"
     )
-    root = pathlib.Path(pytest_inmanta_mitogen.__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT)
     assert done.returncode == 0
 
 
@@ -160,7 +146,6 @@ def test_an_ordinary_user_can_start_a_host(user: support.User, python: str) -> N
     user.write("run.py", AS_ANOTHER_USER)
     done = subprocess.run(
         ["runuser", "-u", user.name, "--", python, str(user.home / "run.py")],
-        check=False,
         capture_output=True,
         text=True,
         cwd=user.home,

@@ -35,7 +35,7 @@ def acl_of(path: Path) -> list[str]:
 
 def set_acl(path: Path, *rules: str) -> None:
     command = ["setfacl", "-m", ",".join(rules), str(path)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"needs a file system with ACLs at {path}: {done.stderr}")
 
@@ -59,7 +59,6 @@ def check_host_side(python: list[str], cwd: Path, *args: str, **env: str) -> Non
     fixed = {"PYTHONPATH": str(CHECKOUT), "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run(
         [*python, str(selfcheck), *args],
-        check=False,
         cwd=cwd,
         env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", **fixed, **env},
         capture_output=True,
@@ -81,9 +80,7 @@ def test_names_outside_the_locale_work(interpreter: support.Interpreter, tmp_pat
     support.need("localedef")
     locale = "en_US.ISO-8859-1"
     define = ["localedef", "--no-archive", "-i", "en_US", "-f", "ISO-8859-1"]
-    done = subprocess.run(
-        [*define, str(tmp_path / locale)], check=False, capture_output=True, text=True
-    )
+    done = subprocess.run([*define, str(tmp_path / locale)], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"needs the sources of locales: {done.stderr}")
     (tmp_path / "directory").mkdir()

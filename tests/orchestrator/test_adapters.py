@@ -220,14 +220,14 @@ def test_a_podman_network_is_created_and_removed(project: Project) -> None:
     try:
         project.compile(model("false"))
         project.deploy_resource("podman::Network", change=const.Change.created)
-        assert subprocess.run(show, check=False).returncode == 0
+        assert subprocess.run(show).returncode == 0
         project.deploy_resource("podman::Network", change=const.Change.nochange)
 
         project.compile(model("true"))
         project.deploy_resource("podman::Network", change=const.Change.purged)
-        assert subprocess.run(show, check=False).returncode == 1
+        assert subprocess.run(show).returncode == 1
     finally:
-        subprocess.run([*show[:2], "rm", "-f", name], check=False, capture_output=True)
+        subprocess.run([*show[:2], "rm", "-f", name], capture_output=True)
 
 
 #: Resources that have a context of their own, by what makes them.

@@ -4,9 +4,6 @@ The tools of this folder tell the truth about the tests.
 
 import os
 import pathlib
-import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -45,21 +42,19 @@ def test_of_a_future_core():
     ],
 )
 def test_a_skip_is_a_failure_that_says_why_where_nothing_may_be_skipped(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, no_skips: str, outcome: str
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, no_skips: str, outcome: str
 ) -> None:
-    shutil.copy(SUITE / "conftest.py", tmp_path)
-    shutil.copy(SUITE.parent / "pyproject.toml", tmp_path)
-    (tmp_path / "tests").mkdir()
-    (tmp_path / "tests" / "test_it.py").write_text(TESTS)
+    pytester.makeconftest((SUITE / "conftest.py").read_text())
+    pytester.makepyprojecttoml((SUITE.parent / "pyproject.toml").read_text())
     skipped = "import pytest\npytest.importorskip('no_such_module')\n"
-    (tmp_path / "tests" / "test_other.py").write_text(skipped)
+    pytester.makepyfile(test_it=TESTS, test_other=skipped)
     monkeypatch.setenv("PYTHONPATH", f"{SUITE.parent}{os.pathsep}{SUITE}")
     monkeypatch.setenv("INMANTA_MITOGEN_TESTS_NO_SKIPS", no_skips)
 
-    command = [sys.executable, "-m", "pytest", "--continue-on-collection-errors"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = pytester.runpytest_subprocess("--continue-on-collection-errors", ".")
 
-    assert outcome in done.stdout, done.stdout + done.stderr
-    assert bool(done.returncode) == bool(no_skips)
-    assert "no such program" in done.stdout
-    assert "no_such_module" in done.stdout
+    printed = done.stdout.str()
+    assert outcome in printed
+    assert bool(done.ret) == bool(no_skips)
+    assert "no such program" in printed
+    assert "no_such_module" in printed
