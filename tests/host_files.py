@@ -6,7 +6,6 @@ import collections.abc
 import contextlib
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -33,22 +32,16 @@ args = sys.argv[1:]
 """
 
 
-def python_as(uid: int, code: str, *args: object) -> "subprocess.CompletedProcess[str]":
+def python_as(uid: int, code: str, *args: object) -> str:
     """
     Run Python code as another user, with ``put``, ``StagedWrite`` and ``args`` at hand.
 
-    :raises AssertionError: It fails; the text is what it printed.
+    :return: What it printed.
     """
     # Imports happen before the change of user, who may not read this interpreter's files.
-    done = subprocess.run(
-        [sys.executable, "-c", _PRELUDE + code, str(uid), *map(str, args)],
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-        capture_output=True,
-        text=True,
-        umask=0o022,
-    )
-    assert not done.returncode, done.stderr
-    return done
+    command = (sys.executable, "-c", _PRELUDE + code, uid, *args)
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    return support.execute(*command, env=environment, umask=0o022, check=True).stdout
 
 
 @contextlib.contextmanager
@@ -70,17 +63,12 @@ def mounted(*arguments: object) -> collections.abc.Iterator[None]:
     Mounts something. Only root can call it.
 
     :param arguments: Those of mount(8); the last one is the mount point.
-    :raises OSError: When this kernel or this container has or allows no such mount.
     """
-    command = [support.find_program("mount") or "mount", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise OSError(done.stderr.strip())
+    support.execute("mount", *arguments, check=True)
     try:
         yield
     finally:
-        unmount = support.find_program("umount") or "umount"
-        subprocess.run([unmount, str(arguments[-1])], check=True)
+        support.execute("umount", arguments[-1], check=True)
 
 
 @contextlib.contextmanager
@@ -103,14 +91,13 @@ def file_attribute(path: Path, letter: str) -> collections.abc.Iterator[None]:
     Sets an attribute of chattr(1) meanwhile. Skips the test where that is not possible.
     """
     support.need("chattr", root=True)
-    command = ["chattr", f"+{letter}", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = support.execute("chattr", f"+{letter}", path)
     if done.returncode:
         pytest.skip(f"needs a file system with attributes at {path}: {done.stderr}")
     try:
         yield
     finally:
-        subprocess.run(["chattr", f"-{letter}", path], check=True)
+        support.execute("chattr", f"-{letter}", path, check=True)
 
 
 def act_at_step(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 
+import support
 from testbed.environments import NOT_SOURCES
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -25,17 +26,10 @@ def run(*command: object, cwd: pathlib.Path, **variables: str) -> str:
     :return: all that it printed
     """
     environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env={**environment, **variables},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}"
-    return done.stdout
+    environment |= variables
+    done = support.execute(*command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done}"
+    return done.stdout + done.stderr
 
 
 def copy_sources(target: pathlib.Path) -> pathlib.Path:

@@ -132,6 +132,22 @@ def find_program(name: str) -> str | None:
     return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *SBIN]))
 
 
+def execute(*command: object, **options: Any) -> "subprocess.CompletedProcess[str]":
+    """
+    Runs a program to its end.
+
+    :param options: More keyword arguments of :func:`subprocess.run`.
+    :return: How it ended, and what it printed.
+    """
+    program, *arguments = map(str, command)
+    words = [find_program(program) or program, *arguments]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, **options)
+    except subprocess.CalledProcessError as error:
+        error.add_note(error.stderr)
+        raise
+
+
 def missing_programs(*names: str) -> str | None:
     """
     :return: The reason to skip what needs all these programs, or None when they are there.
@@ -201,11 +217,9 @@ def find_interpreter(major: int, minor: int) -> Interpreter | None:
         PATH.
     """
     code = "import sys; print('%d %d' % sys.version_info[:2])"
-    for path in _candidates(f"{major}.{minor}"):
-        if os.access(path, os.X_OK):
-            found = subprocess.run([path, "-c", code], capture_output=True, text=True)
-            if found.stdout.split() == [str(major), str(minor)]:
-                return Interpreter((major, minor), path)
+    for path in filter(shutil.which, _candidates(f"{major}.{minor}")):
+        if execute(path, "-c", code).stdout.split() == [str(major), str(minor)]:
+            return Interpreter((major, minor), path)
     return None
 
 
@@ -386,8 +400,9 @@ def temporary_user(*, shell: str = "/bin/sh") -> collections.abc.Iterator[User]:
     password = secrets.token_urlsafe(12)
     try:
         with machine_lock("users"):
-            _run(["useradd", "--create-home", "--skel", "/nonexistent", "--shell", shell, name])
-            _run(["chpasswd"], f"{name}:{password}\n")
+            options = ("--create-home", "--skel", "/nonexistent", "--shell", shell)
+            execute("useradd", *options, name, check=True)
+            execute("chpasswd", input=f"{name}:{password}\n", check=True)
         entry = pwd.getpwnam(name)
         home = pathlib.Path(entry.pw_dir)
         home.chmod(0o755)
@@ -396,7 +411,7 @@ def temporary_user(*, shell: str = "/bin/sh") -> collections.abc.Iterator[User]:
         with contextlib.suppress(KeyError):
             _kill_processes(pwd.getpwnam(name).pw_uid)
             with machine_lock("users"):
-                _run(["userdel", "--force", "--remove", name])
+                execute("userdel", "--force", "--remove", name, check=True)
 
 
 def _kill_processes(uid: int) -> None:
@@ -414,13 +429,6 @@ def _kill_processes(uid: int) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         time.sleep(0.01)
-
-
-def _run(command: list[str], text: str | None = None) -> None:
-    program = find_program(command[0]) or command[0]
-    done = subprocess.run([program, *command[1:]], input=text, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{command} ended with {done.returncode}: {done.stderr or done.stdout}")
 
 
 # What users may do
@@ -501,18 +509,12 @@ def french_locale(directory: pathlib.Path) -> dict[str, str]:
         sources or the translations of the C library are missing.
     """
     need("localedef")
-    done = subprocess.run(
-        ["localedef", "-i", "fr_FR", "-f", "UTF-8", str(directory / "fr_FR.UTF-8")],
-        capture_output=True,
-        text=True,
-    )
-    if not (directory / "fr_FR.UTF-8").exists():
-        pytest.skip(f"needs the sources of the French locale: {done.stderr}")
     language = "fr_FR.UTF-8"
+    done = execute("localedef", "-i", "fr_FR", "-f", "UTF-8", directory / language)
+    if not (directory / language).exists():
+        pytest.skip(f"needs the sources of the French locale: {done.stderr}")
     environment = {"LOCPATH": str(directory), "LC_ALL": language, "LANGUAGE": "fr"}
-    spoken = subprocess.run(
-        ["/bin/ls", "/nonexistent"], env=environment, capture_output=True, text=True
-    )
+    spoken = execute("/bin/ls", "/nonexistent", env=environment)
     if not re.search("Aucun fichier", spoken.stderr):
         pytest.skip(f"needs the French translations of the C library: {spoken.stderr}")
     return environment

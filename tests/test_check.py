@@ -18,13 +18,8 @@ SECRET = "canary-7f3a"
 
 def check(*arguments: str, stdin: object = None) -> subprocess.CompletedProcess[str]:
     """Run the command as an operator does; a context for standard input is given as JSON."""
-    return subprocess.run(
-        [sys.executable, "-m", "inmanta_plugins.mitogen", "check", *arguments],
-        input=None if stdin is None else json.dumps(stdin),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    command = (sys.executable, "-m", "inmanta_plugins.mitogen", "check", *arguments)
+    return support.execute(*command, input=json.dumps(stdin) if stdin else None, timeout=60)
 
 
 def test_each_hop_is_shown_and_the_status_is_0() -> None:

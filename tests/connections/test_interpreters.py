@@ -6,7 +6,6 @@ import pathlib
 import platform
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 from typing import TypeAlias
@@ -430,9 +429,9 @@ class Host:
 def host(tmp_path: pathlib.Path) -> Host:
     support.need("unshare", "mount")
     host = Host(tmp_path)
-    probe = subprocess.run([*host.command, "true"], capture_output=True)
+    probe = support.execute(*host.command, "true")
     if probe.returncode:
-        pytest.skip(f"needs a mount namespace of its own: {probe.stderr.decode()}")
+        pytest.skip(f"needs a mount namespace of its own: {probe.stderr}")
     return host
 
 

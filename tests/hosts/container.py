@@ -10,7 +10,6 @@ import re
 import secrets
 import shlex
 import shutil
-import subprocess
 import tempfile
 
 import pytest
@@ -102,19 +101,12 @@ class Container:
     def podman(self, *arguments: str) -> str:
         """
         :return: What podman printed.
-        :raises RuntimeError: When it fails.
         """
-        done = subprocess.run(
-            [self.podman_path, *arguments], capture_output=True, text=True, timeout=60
-        )
-        if done.returncode:
-            raise RuntimeError(f"podman {arguments} ended with {done.returncode}: {done.stderr}")
-        return done.stdout.strip()
+        return support.execute(self.podman_path, *arguments, timeout=60, check=True).stdout.strip()
 
     def start(self, hidden: collections.abc.Iterable[str] = ()) -> None:
         """
         :param hidden: Programs of this machine that it should not be able to run.
-        :raises RuntimeError: When podman can't run containers on this machine.
         """
         mounts = ["--volume=/usr:/usr:ro"]
         mounts += [f"--volume=/dev/null:{path}:ro" for path in hidden]

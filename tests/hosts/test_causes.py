@@ -4,7 +4,6 @@ import contextlib
 import pathlib
 import pickle
 import re
-import subprocess
 import sys
 import time
 
@@ -177,7 +176,7 @@ def test_an_account_or_a_password_that_has_expired_is_told(
 ) -> None:
     support.need("chage", "sudo", root=True)
     with support.temporary_user() as user, support.sudo_rule(user, password=True):
-        subprocess.run(["chage", what, when, user.name], check=True)
+        support.execute("chage", what, when, user.name, check=True)
         to_user = {"method_name": "su", "username": user.name, "python_path": [python]}
         to_root = root_through(user, python, password=user.password)
         error = connect_error(to_root if method == "sudo" else to_user, ConnectError)

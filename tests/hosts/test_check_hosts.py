@@ -2,7 +2,6 @@
 
 import json
 import socket
-import subprocess
 import sys
 from typing import Any
 
@@ -22,14 +21,10 @@ def check(
     Run the command as an operator does, who names the host; its exit status, and what it found out
     about the last hop that it tried.
     """
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "inmanta_plugins.mitogen", "check"),
-            f"ssh://{user}@{host.hostname}:{port or host.port}",
-            *("--check-host-keys", "ignore", "--json", *arguments),
-        ],
-        capture_output=True,
-        text=True,
+    done = support.execute(
+        *(sys.executable, "-m", "inmanta_plugins.mitogen", "check"),
+        f"ssh://{user}@{host.hostname}:{port or host.port}",
+        *("--check-host-keys", "ignore", "--json", *arguments),
         timeout=60,
     )
     assert done.stderr == ""
@@ -47,7 +42,7 @@ def test_a_good_chain_and_that_its_commands_run_by_hand(
     assert hop["hop"] == "sudo root"
     assert hop["user"] == "root (0)"
     assert min(hop["round_trip_ms"], hop["put_mb_s"], hop["read_mb_s"]) > 0
-    by_hand = subprocess.run(hop["command"], shell=True, capture_output=True, text=True)
+    by_hand = support.execute("sh", "-c", hop["command"])
     assert by_hand.stdout == f"Python {hop['version']}\n", by_hand.stderr
 
 

@@ -5,7 +5,6 @@ and never so when it is anything else.
 
 import collections.abc
 import pathlib
-import subprocess
 import tempfile
 
 import mitogen.core
@@ -187,7 +186,7 @@ def wrong_options(mitogen_ssh_host: SshHost, tmp_path: pathlib.Path) -> dict[str
     isolated.write_text('#!/bin/sh\nexec unshare --net -- ssh "$@"\n')
     isolated.chmod(0o755)
     key = tmp_path / "key"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    support.execute("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key, check=True)
     changed = tmp_path / "changed"
     address = mitogen_ssh_host.known_hosts_line.split()[0]
     changed.write_text(f"{address} {key.with_suffix('.pub').read_text()}")

@@ -5,7 +5,6 @@ The pytest plugin for authors: what its fixtures give, and that they leave nothi
 import getpass
 import os
 import pathlib
-import subprocess
 import sys
 
 import pytest
@@ -124,8 +123,7 @@ def test_the_plugin_loads_without_inmanta_and_mitogen() -> None:
         "import sys, pytest_inmanta_mitogen;"
         "sys.exit(bool({'inmanta', 'inmanta_plugins', 'mitogen'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT)
-    assert done.returncode == 0
+    support.execute(sys.executable, "-c", code, cwd=ROOT, check=True)
 
 
 AS_ANOTHER_USER = """
@@ -144,12 +142,8 @@ def test_an_ordinary_user_can_start_a_host(user: support.User, python: str) -> N
     source = pathlib.Path(pytest_inmanta_mitogen.__file__).with_name("sshd.py")
     user.write("sshd.py", source.read_text())
     user.write("run.py", AS_ANOTHER_USER)
-    done = subprocess.run(
-        ["runuser", "-u", user.name, "--", python, str(user.home / "run.py")],
-        capture_output=True,
-        text=True,
-        cwd=user.home,
-    )
+    command = ("runuser", "-u", user.name, "--", python, user.home / "run.py")
+    done = support.execute(*command, cwd=user.home)
     assert done.stdout.split() == [user.name, "logins:", "1"], done.stderr
 
 

@@ -8,7 +8,6 @@ import os
 import re
 import stat
 import struct
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,13 +28,12 @@ def mode_of(path: Path) -> int:
 
 
 def acl_of(path: Path) -> list[str]:
-    command = ["getfacl", "--omit-header", "--numeric", "--absolute-names", str(path)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    options = ("--omit-header", "--numeric", "--absolute-names")
+    return support.execute("getfacl", *options, path, check=True).stdout.split()
 
 
 def set_acl(path: Path, *rules: str) -> None:
-    command = ["setfacl", "-m", ",".join(rules), str(path)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = support.execute("setfacl", "-m", ",".join(rules), path)
     if done.returncode:
         pytest.skip(f"needs a file system with ACLs at {path}: {done.stderr}")
 
@@ -57,13 +55,8 @@ def check_host_side(python: list[str], cwd: Path, *args: str, **env: str) -> Non
     selfcheck = CHECKOUT / "tests" / "on_host" / "host_selfcheck.py"
     # Python 3.7 and later would replace the C locale's encoding by UTF-8.
     fixed = {"PYTHONPATH": str(CHECKOUT), "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    done = subprocess.run(
-        [*python, str(selfcheck), *args],
-        cwd=cwd,
-        env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", **fixed, **env},
-        capture_output=True,
-        text=True,
-    )
+    fixed |= {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
+    done = support.execute(*python, selfcheck, *args, cwd=cwd, env={**fixed, **env})
     assert (done.stdout, done.returncode) == ("fine\n", 0), done.stderr
 
 
@@ -79,8 +72,8 @@ def test_the_host_side_works_with_every_python_that_hosts_may_have(
 def test_names_outside_the_locale_work(interpreter: support.Interpreter, tmp_path: Path) -> None:
     support.need("localedef")
     locale = "en_US.ISO-8859-1"
-    define = ["localedef", "--no-archive", "-i", "en_US", "-f", "ISO-8859-1"]
-    done = subprocess.run([*define, str(tmp_path / locale)], capture_output=True, text=True)
+    define = ("localedef", "--no-archive", "-i", "en_US", "-f", "ISO-8859-1")
+    done = support.execute(*define, tmp_path / locale)
     if done.returncode:
         pytest.skip(f"needs the sources of locales: {done.stderr}")
     (tmp_path / "directory").mkdir()

@@ -98,7 +98,7 @@ def test_a_user_follows_their_own_links_only(public: Path, shared: Path, owner: 
     hers.mkdir()
     os.chown(hers, ALICE, ALICE)
     link = plant(shared / "link", hers / "file", owner)
-    output = python_as(ALICE, TRY_TO_PUT, link).stdout
+    output = python_as(ALICE, TRY_TO_PUT, link)
     assert ("Not followed" in output) == (owner == MALLORY)
     assert os.listdir(hers) == ([] if owner == MALLORY else ["file"])
 
@@ -194,6 +194,6 @@ def test_a_directory_that_may_only_be_searched_is_enough(public: Path) -> None:
 def test_a_directory_that_may_not_be_searched_is_named(public: Path) -> None:
     (public / "a").mkdir(0o700)
     path = public / "a" / "b" / "file"
-    assert python_as(ALICE, TRY_TO_PUT, path).stdout == (
+    assert python_as(ALICE, TRY_TO_PUT, path) == (
         f"[Errno 13] Permission denied (its directory 'b'): '{path}'\n"
     )

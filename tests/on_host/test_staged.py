@@ -139,7 +139,7 @@ def test_a_process_searches_a_directory_for_temporary_files_once(tmp_path: Path)
     )
     (tmp_path / "directory").mkdir()
     paths = [tmp_path / name for name in ("a", "b", "directory/a", "directory/b", "a")]
-    assert python_as(os.geteuid(), code, *paths).stdout == "2\n"
+    assert python_as(os.geteuid(), code, *paths) == "2\n"
 
 
 def test_the_temporary_file_of_a_living_writer_stays(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_put_follows_the_links_of_procfs(tmp_path: Path) -> None:
         "os.chdir(args[0])\n"
         "put('/proc/self/cwd/file', b'new')\n"
     )
-    assert python_as(os.geteuid(), code, tmp_path).stdout == "to the pipe"
+    assert python_as(os.geteuid(), code, tmp_path) == "to the pipe"
     assert (tmp_path / "file").read_bytes() == b"new"
 
 
@@ -382,7 +382,7 @@ def test_put_in_place_that_fails_in_the_middle_restores_a_small_file_or_says_tha
         "try: put(args[0], b'new' * 300_000)\n"
         "except OSError as error: print(error)\n"
     )
-    text = python_as(ALICE, code, closed).stdout
+    text = python_as(ALICE, code, closed)
     assert "[Errno 27] File too large" in text
     assert ("the old content is lost" in text) == (closed.read_bytes() != old)
     assert (closed.read_bytes() == old) == (size <= 16 << 20)
@@ -411,8 +411,8 @@ def test_put_works_where_files_can_not_be_renamed(tmp_path: Path, exists: bool) 
 def test_a_new_file_that_can_not_be_completed_is_removed(tmp_path: Path) -> None:
     code = "try: put(args[0], b'new' * 200_000)\nexcept OSError as error: print(error.errno)\n"
     with small_disk(tmp_path) as disk:
-        done = python_as(os.geteuid(), REFUSE_RENAMES + code, disk / "file")
-        assert done.stdout == f"{errno.ENOSPC}\n"
+        printed = python_as(os.geteuid(), REFUSE_RENAMES + code, disk / "file")
+        assert printed == f"{errno.ENOSPC}\n"
         assert os.listdir(disk) == []
 
 
@@ -460,7 +460,7 @@ def test_put_where_nothing_may_be_written_says_so_beforehand(closed: Path) -> No
         "    except PermissionError as error: print(error.filename)\n"
     )
     new = closed.with_name("new")
-    assert python_as(ALICE, code, closed, new).stdout.split() == [str(closed), str(new)]
+    assert python_as(ALICE, code, closed, new).split() == [str(closed), str(new)]
 
 
 def test_put_works_in_a_directory_that_may_not_be_listed(public: Path) -> None:

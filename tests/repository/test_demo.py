@@ -8,7 +8,6 @@ import io
 import os
 import pathlib
 import signal
-import subprocess
 import sys
 import time
 
@@ -18,7 +17,6 @@ import rich.console
 
 import support
 from demo import scenario
-from demo.hosts import login_host
 from demo.show import Show
 from pytest_inmanta_mitogen import SshHost
 from testbed.client import LogRecord, Resource
@@ -212,27 +210,7 @@ def test_only_the_first_signal_interrupts(number: signal.Signals) -> None:
 # What it starts
 
 
-def test_the_login_host_runs_commands_for_whoever_has_its_key() -> None:
-    ssh = ["ssh", "-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null", "-oBatchMode=yes"]
-    with (
-        working_directory() as directory,
-        no_orphans(),
-        login_host(directory) as (host, variables),
-    ):
-        done = subprocess.run(
-            [*ssh, "-p", str(host.port), f"{host.username}@{host.hostname}", "cat; exit 3"],
-            env={**os.environ, **variables},
-            input=b"\x00" * 300_000,
-            capture_output=True,
-            timeout=60,
-        )
-
-    assert done.returncode == 3
-    assert done.stdout == b"\x00" * 300_000
-
-
 def test_the_demo_says_how_it_is_used() -> None:
-    command = [sys.executable, "-m", "demo", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=CHECKOUT)
+    done = support.execute(sys.executable, "-m", "demo", "--help", cwd=CHECKOUT)
 
     assert "--keep" in done.stdout

@@ -5,12 +5,12 @@ A type checker knows, for those who build on this module, what each method gives
 import pathlib
 import re
 import shutil
-import subprocess
 import sys
 
 import installed
 import pytest
 
+import support
 from inmanta_plugins.mitogen import Proxy
 
 HANDLER = pathlib.Path(__file__).with_name("typed_handler.py")
@@ -22,8 +22,8 @@ def test_results_have_their_types_and_mistakes_are_found(tmp_path: pathlib.Path)
     python = installed.environment(tmp_path)
     # Away from the sources: what is installed has to say it.
     shutil.copy(HANDLER, tmp_path)
-    command = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(python)]
-    done = subprocess.run([*command, HANDLER.name], cwd=tmp_path, capture_output=True, text=True)
+    command = (sys.executable, "-m", "mypy", "--strict", "--python-executable", python)
+    done = support.execute(*command, HANDLER.name, cwd=tmp_path)
     assert "Success" in done.stdout, done.stdout + done.stderr
 
 
