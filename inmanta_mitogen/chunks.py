@@ -1,168 +1,208 @@
 """
-The host's end of what is too large for one message: raw chunks, a few of them on the way.
+The host's end of what is too large for one message: the agent calls a function for each chunk.
 
-Whoever receives tells how many bytes it has taken in (as eight bytes, big-endian), and whoever
-sends is never more than the window ahead, so that no memory on the way grows with the content, on
+The agent is a few calls ahead, and no more, so that no memory on the way grows with the content, on
 the hops in between either.
 """
 
-import io
+import contextlib
+import functools
+import itertools
 import os
-import queue
 import stat
 import struct
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Dict, Generator, Iterator, Optional, Tuple, Type, Union
 
 import mitogen.core
 
-from inmanta_mitogen.dispatch import RAW
+from inmanta_mitogen.dispatch import KEPT, PACK, RAW
 from inmanta_mitogen.names import AnyPath, native
 
-#: What one message carries, in bytes. Much less, and the memory of whoever sends falls into
-#: pieces that the C library does not give back: 30 MB of them with 128 KiB.
-CHUNK = 512 << 10
+#: The transfers under way, by their numbers: the agent counts those that it begins from 1.
+transfers: Dict[int, "Generator[Any, bytes, None]"] = {}
+_own_numbers = itertools.count(-1, -1)
 
-#: The most bytes on the way, sent and not yet known to be received.
-WINDOW = 2 << 20
-
-#: After how many bytes whoever receives says so.
-ACKNOWLEDGE = WINDOW // 4
-
-_COUNT = struct.Struct(">Q")
-# KEPT or RAW, a handle, and how many bytes there are.
-_TICKET = struct.Struct(">cLQ")
+# KEPT or RAW, the number of the transfer, and how many bytes there are.
+_TICKET = struct.Struct(">cqQ")
 
 
-def pack_count(count: int) -> bytes:
-    """Return the message that so many bytes were received."""
-    return _COUNT.pack(count)
-
-
-def unpack_count(data: bytes) -> int:
+def keep(kind: bytes, data: bytes) -> bytes:
     """
-    Return how many bytes were received.
+    Keep what is too large for one message until the agent fetches it, by :func:`next_chunk`.
 
-    :raises ValueError: The message says something else.
+    :param kind: What it is: RAW for bytes, KEPT for any other answer.
+    :param data: The bytes, or the answer.
+    :return: What tells the agent.
     """
-    if len(data) != _COUNT.size:
-        raise ValueError(f"{len(data)} bytes instead of a count of bytes")
-    count: int = _COUNT.unpack(data)[0]
-    return count
-
-
-def pack_ticket(kind: bytes, handle: int, size: int) -> bytes:
-    """Return the message that tells where this host listens for a transfer, and of how much."""
-    return _TICKET.pack(kind, handle, size)
+    number = next(_own_numbers)
+    transfers[number] = (data[at : at + PACK] for at in range(0, len(data), PACK))
+    return KEPT + _TICKET.pack(kind, number, len(data))
 
 
 def unpack_ticket(data: bytes) -> Tuple[bytes, int, int]:
     """
-    Return what a transfer is of, the handle that the host listens to for it, and the size.
+    Return what is kept, the number of the transfer, and the size.
 
     :raises ValueError: It is not a ticket.
     """
-    if len(data) != _TICKET.size:
+    if len(data) != 1 + _TICKET.size:
         raise ValueError(f"{len(data)} bytes instead of the start of a transfer")
-    kind, handle, size = _TICKET.unpack(data)
-    return kind, handle, size
+    kind, number, size = _TICKET.unpack(data[1:])
+    return kind, number, size
 
 
-class Outgoing:
-    """
-    A content that waits for the agent, which fetches it by telling how much it has received. All of
-    it happens on the broker's thread, so this host can run calls meanwhile.
-
-    :param kind: What it is: :data:`inmanta_mitogen.dispatch.KEPT` for an answer, RAW for bytes.
-    :param read: Returns the next bytes, at most as many as asked for; empty at the end.
-    :param size: How many bytes there are, as far as is known.
-    :param router: mitogen's router of this interpreter.
-    :param end: Called behind the last byte; what it returns or raises follows the content.
-    :attr ticket: The answer that tells the agent to fetch it.
-    """
-
-    def __init__(
-        self,
-        kind: bytes,
-        read: Callable[[int], bytes],
-        size: int,
-        router: Any,
-        end: Callable[[], Optional[str]] = lambda: None,
-    ) -> None:
-        self._read = read
-        self._end = end
-        self._router = router
-        self._sent = 0
-        self._asked = None  # type: Any
-        self._handle = router.add_handler(self._on_count, policy=mitogen.core.has_parent_authority)  # type: int
-        self.ticket = pack_ticket(kind, self._handle, size)
-
-    @classmethod
-    def of_bytes(cls, kind: bytes, data: bytes, router: Any) -> "Outgoing":
-        """Make one of a content in memory."""
-        return cls(kind, io.BytesIO(data).read, len(data), router)
-
-    def _on_count(self, message: Any) -> None:
-        if message.is_dead:
-            self._router.del_handler(self._handle)
-            return
-        # Only the first one tells where to send to: what comes behind the end gets no answer.
-        self._asked = self._asked or message
-        try:
-            received = unpack_count(message.data)
-            while self._sent - received < WINDOW:
-                chunk = self._read(CHUNK)
-                if not chunk:
-                    self._finish(self._end())
-                    return
-                self._sent += len(chunk)
-                enc = mitogen.core.Message.ENC_BIN
-                self._asked.reply(mitogen.core.Message(data=chunk, enc=enc), router=self._router)
-        except Exception as error:
-            self._finish(mitogen.core.CallError(error))
-
-    def _finish(self, last: Any) -> None:
-        self._router.del_handler(self._handle)
-        self._asked.reply(mitogen.core.Message.pickled(last), router=self._router)
-
-
-@mitogen.core.takes_router  # type: ignore[untyped-decorator]  # mitogen is not typed
-def send(path: AnyPath, max_size: Optional[int], router: Any) -> mitogen.core.Message:
+def send(number: int, path: AnyPath, max_size: Optional[int]) -> int:
     """
     Have the agent fetch a file, which nobody may change meanwhile; the sha1 follows its content.
 
+    :param number: The number of the transfer.
     :param path: The file; symlinks are followed.
     :param max_size: The most bytes to accept, None for any number.
-    :param router: mitogen's router of this interpreter, which mitogen passes.
-    :return: The ticket.
+    :return: The size of the file, as far as it is known.
     :raises OSError: It can't be read, is not a regular file, or is larger.
     """
+    source = SourceFile(native(path))
+    if max_size is not None and source.size > max_size:
+        source.__exit__()
+        raise OSError(too_large(repr(path), max_size))
+    transfers[number] = _outgoing(source)
+    return source.size
+
+
+def _outgoing(source: "SourceFile") -> "Generator[Union[bytes, str], bytes, None]":
     from inmanta_mitogen.files import new_hash
 
-    # A FIFO would wait for its writer.
-    file = open(native(path), "rb", buffering=0, opener=open_at_once)  # noqa: SIM115  # closed with the Outgoing that holds it
-    state = os.fstat(file.fileno())
-    if not stat.S_ISREG(state.st_mode) or (max_size is not None and state.st_size > max_size):
-        file.close()
-        if not stat.S_ISREG(state.st_mode):
-            raise OSError(f"{path!r} is not a regular file: its content has no end of its own")
-        raise OSError(too_large(repr(path), max_size))
     digest = new_hash()
-
-    def read(size: int) -> bytes:
-        chunk = file.read(size)
-        digest.update(chunk)
-        return chunk
-
-    def end() -> str:
-        check_unchanged(path, state, os.fstat(file.fileno()))
-        return digest.hexdigest()
-
-    ticket = Outgoing(RAW, read, state.st_size, router, end).ticket
-    return mitogen.core.Message(data=ticket)
+    with source:
+        for chunk in source.chunks():
+            digest.update(chunk)
+            yield chunk
+    yield digest.hexdigest()
 
 
-def open_at_once(path: str, flags: int) -> int:
-    """Open a file as os.open does, and don't wait for the writer of a FIFO."""
+def next_chunk(number: int) -> Any:
+    """
+    Return the next bytes of a transfer to the agent, unpickled; what follows them at the end.
+
+    :raises OSError: The file can't be read, or was changed.
+    """
+    chunk = next(transfers.get(number, iter(())), None)
+    return mitogen.core.Message(data=RAW + chunk) if isinstance(chunk, bytes) else chunk
+
+
+@mitogen.core.takes_econtext  # type: ignore[untyped-decorator]  # mitogen is not typed
+def receive(number: int, path: AnyPath, size: int, in_place: bool, econtext: Any) -> None:
+    """
+    Begin to write a file with what the agent passes to :func:`write`.
+
+    :param number: The number of the transfer.
+    :param path: The file; see :func:`inmanta_mitogen.put` for what is kept and what is promised.
+    :param size: How many bytes there will be.
+    :param in_place: As for :func:`inmanta_mitogen.put`.
+    :param econtext: mitogen's description of this interpreter, which mitogen passes.
+    :raises OSError: As :func:`inmanta_mitogen.put`.
+    """
+    _close_at_end(econtext.broker)
+    transfer = transfers[number] = _incoming(path, size, in_place)
+    next(transfer)
+
+
+def _incoming(path: AnyPath, size: int, in_place: bool) -> "Generator[None, bytes, None]":
+    from inmanta_mitogen.files import new_hash
+    from inmanta_mitogen.staged import StagedWrite
+
+    digest = new_hash()
+    with StagedWrite(path, in_place=in_place) as staged:
+        while staged.size < size:
+            chunk = yield
+            staged.write(chunk)
+            digest.update(chunk)
+        if (yield) != digest.digest():
+            raise OSError(
+                f"What arrived for {path!r} is not what was sent, its sha1 differs: nothing was"
+                " written. Try again."
+            )
+        staged.commit()
+
+
+def write(number: int, data: bytes) -> None:
+    """
+    Take the next bytes of a file, or at the end their sha1.
+
+    :param number: The number of the transfer.
+    :param data: The bytes.
+    :raises OSError: As :func:`inmanta_mitogen.put`, or the sums differ. The old content is
+        untouched.
+    """
+    with contextlib.suppress(StopIteration):  # the file is complete
+        transfers[number].send(data)
+
+
+def close(number: int) -> None:
+    """End a transfer; a file that is not complete stays as it was."""
+    transfers.pop(number).close()
+
+
+@functools.lru_cache(maxsize=None)
+def _close_at_end(broker: Any) -> None:
+    """Leave no temporary files when the connection ends."""
+
+    def close_all() -> None:
+        for transfer in list(transfers.values()):
+            with contextlib.suppress(ValueError):  # it is at work
+                transfer.close()
+
+    mitogen.core.listen(broker, "shutdown", close_all)
+
+
+class SourceFile:
+    """
+    A regular file that is sent, and must stay as it is meanwhile.
+
+    :param path: The file; symlinks are followed.
+    :raises OSError: It can't be read, or is not a regular file.
+    """
+
+    def __init__(self, path: AnyPath) -> None:
+        self.path = path
+        # A FIFO would wait for its writer.
+        self._file = open(path, "rb", buffering=0, opener=_open_at_once)  # noqa: SIM115  # closed by __exit__
+        self._state = os.fstat(self._file.fileno())
+        self.size = self._state.st_size
+        if not stat.S_ISREG(self._state.st_mode):
+            self._file.close()
+            raise OSError(f"{path!r} is not a regular file: its content has no end of its own")
+
+    def __enter__(self) -> "SourceFile":
+        return self
+
+    def __exit__(self, kind: Optional[Type[BaseException]] = None, *_: object) -> None:
+        self._file.close()
+
+    def chunks(self) -> Iterator[bytes]:
+        """
+        Yield the content, from its start.
+
+        :raises OSError: It is not what it was when it was opened.
+        """
+        self._file.seek(0)
+        read = 0
+        # Of a file that grows, it stops behind its size. Files of /proc do not tell theirs.
+        while read <= self.size or not self.size:
+            chunk = self._file.read(PACK)
+            if not chunk:
+                break
+            read += len(chunk)
+            yield chunk
+        before, after = self._state, os.fstat(self._file.fileno())
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise OSError(
+                f"{self.path!r} was changed while it was read (from {before.st_size} to"
+                f" {after.st_size} bytes): nothing was written. Try again when nobody writes to it."
+            )
+
+
+def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -172,69 +212,3 @@ def too_large(what: object, max_size: Optional[int]) -> str:
         f"{what} has more than the {max_size} bytes that are accepted: raise max_size, or fetch a"
         " file with Proxy.get_file"
     )
-
-
-def check_unchanged(path: AnyPath, before: os.stat_result, after: os.stat_result) -> None:
-    """
-    Check that nobody has written to a file meanwhile.
-
-    :raises OSError: Someone has.
-    """
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise OSError(
-            f"{path!r} was changed while it was read (from {before.st_size} to {after.st_size}"
-            " bytes): nothing was written. Try again when nobody writes to it."
-        )
-
-
-@mitogen.core.takes_econtext  # type: ignore[untyped-decorator]  # mitogen is not typed
-def receive(path: AnyPath, size: int, handle: int, in_place: bool, econtext: Any) -> None:
-    """
-    Write a file with what the agent sends: chunks, and at the end their sha1.
-
-    :param path: The file; see :func:`inmanta_mitogen.put` for what is kept and what is promised.
-    :param size: How many bytes there will be.
-    :param handle: Where the agent listens.
-    :param in_place: As for :func:`inmanta_mitogen.put`.
-    :param econtext: mitogen's description of this interpreter, which mitogen passes.
-    :raises OSError: As :func:`inmanta_mitogen.put`, or the sums differ. The old content is
-        untouched.
-    """
-    from inmanta_mitogen.files import new_hash
-    from inmanta_mitogen.staged import StagedWrite
-
-    # mitogen's own queue takes a poll and two system calls for each message.
-    inbox: Any = getattr(queue, "SimpleQueue", queue.Queue)()
-    policy = mitogen.core.has_parent_authority
-    own_handle = econtext.router.add_handler(inbox.put, policy=policy)
-
-    def receive_next() -> bytes:
-        message = inbox.get()
-        if message.is_dead:
-            raise ConnectionAbortedError("The agent has given this transfer up")
-        return message.data  # type: ignore[no-any-return]  # mitogen is not typed
-
-    def tell(data: bytes) -> None:
-        enc = mitogen.core.Message.ENC_BIN
-        econtext.master.send(mitogen.core.Message(data=data, enc=enc, handle=handle))
-
-    digest = new_hash()
-    try:
-        with StagedWrite(path, in_place=in_place) as staged:
-            tell(pack_ticket(RAW, own_handle, size))
-            acknowledged = 0
-            while staged.size < size:
-                chunk = receive_next()
-                staged.write(chunk)
-                digest.update(chunk)
-                if staged.size - acknowledged >= ACKNOWLEDGE:
-                    acknowledged = staged.size
-                    tell(pack_count(acknowledged))
-            if receive_next() != digest.digest():
-                raise OSError(
-                    f"What arrived for {path!r} is not what was sent, its sha1 differs: nothing was"
-                    " written. Try again."
-                )
-            staged.commit()
-    finally:
-        econtext.router.del_handler(own_handle)

@@ -15,17 +15,18 @@ from typing import Any, Callable, Dict, Generic, Iterator, List, Tuple, TypeVar
 
 import mitogen.core
 
-#: What is no larger than this together, in bytes, travels in one message. An answer that is larger
-#: waits on the host, and the agent fetches it in chunks.
-PACK = 256 << 10
+#: The most content that one message carries, in bytes. An answer that is larger waits on the host,
+#: and the agent fetches it in chunks. Less, and the memory of whoever sends a large content falls
+#: into pieces that the C library does not give back: 30 MB of them with 128 KiB.
+PACK = 512 << 10
 
 #: The largest file, in bytes, whose content or hash is sent along with the answer to another
 #: question.
 MOST_PREFETCHED = 64 << 10
 
-#: Bytes wait for the agent in an :class:`inmanta_mitogen.chunks.Outgoing`.
+#: The result is the bytes that follow.
 RAW = b"B"
-#: Any other answer waits there.
+#: The answer waits, see :func:`inmanta_mitogen.chunks.keep`.
 KEPT = b"K"
 #: Why the result cannot be sent, as UTF-8.
 UNSENDABLE = b"U"
@@ -54,7 +55,12 @@ T = TypeVar("T")
 
 @mitogen.core.takes_econtext  # type: ignore[untyped-decorator]  # mitogen is not typed
 def call(
-    module: str, qualname: str, args: Tuple[Any, ...], kwargs: Dict[str, Any], econtext: Any
+    module: str,
+    qualname: str,
+    args: Tuple[Any, ...],
+    kwargs: Dict[str, Any],
+    only_cheap: bool,
+    econtext: Any,
 ) -> mitogen.core.Message:
     """
     Call a function of an importable module.
@@ -63,40 +69,49 @@ def call(
     :param qualname: The function's name in it, with dots for one that a class holds.
     :param args: Its positional arguments.
     :param kwargs: Its keyword arguments.
+    :param only_cheap: Whether to answer :data:`SKIPPED` for a file that is not cheap to read.
     :param econtext: mitogen's description of this interpreter, which mitogen passes.
     :return: The answer as a message: mitogen itself would end the interpreter over a result that it
         can't pickle.
     """
-    data = _answer(econtext, module, qualname, args, kwargs)
+    data = _answer(econtext, module, qualname, args, kwargs, only_cheap)
     return mitogen.core.Message(data=data, enc=mitogen.core.Message.ENC_PKL)
 
 
 @mitogen.core.takes_econtext  # type: ignore[untyped-decorator]  # mitogen is not typed
-def call_each(requests: List[bytes], handle: int, econtext: Any) -> None:
+def call_each(requests: List[bytes], handle: int, econtext: Any) -> mitogen.core.Message:
     """
     Call functions one after another. Their answers go out in that order, each as soon as it can,
     with those that are ready by then in the same message.
 
-    :param requests: Of each call what :func:`call` takes, pickled; with True behind it, a file that
-        is not cheap to read is not read, and the answer is :data:`SKIPPED`.
+    :param requests: What mitogen is sent to have it make each call of :func:`call`.
     :param handle: Where the agent listens for the answers.
     :param econtext: mitogen's description of this interpreter, which mitogen passes.
+    :return: The message with the last answer.
     """
 
     def send(pack: List[Tuple[bytes, None]]) -> None:
-        data = b"".join(part for answer, _ in pack for part in (_LENGTH.pack(len(answer)), answer))
-        enc = mitogen.core.Message.ENC_BIN
-        econtext.master.send(mitogen.core.Message(data=data, enc=enc, handle=handle))
+        message = _message([answer for answer, _ in pack])
+        message.handle = handle
+        econtext.master.send(message)
 
-    answers = Packer(econtext.broker.defer, send)  # type: Packer[None]
-    for request in requests:
+    def answer(request: bytes) -> bytes:
         message = mitogen.core.Message(data=request, enc=mitogen.core.Message.ENC_PKL)
         message.router = econtext.router
         try:
-            answer = _answer(econtext, *message.unpickle())
+            return _answer(econtext, *message.unpickle()[4])
         except Exception as error:
-            answer = mitogen.core.Message.pickled(mitogen.core.CallError(error)).data
-        answers.put(answer, None)
+            return mitogen.core.Message.pickled(mitogen.core.CallError(error)).data  # type: ignore[no-any-return]  # mitogen is not typed
+
+    answers = Packer(econtext.broker.defer, send)  # type: Packer[None]
+    for request in requests[:-1]:
+        answers.put([(answer(request), None)])
+    return _message([answer(requests[-1])])
+
+
+def _message(answers: List[bytes]) -> mitogen.core.Message:
+    data = b"".join(part for answer in answers for part in (_LENGTH.pack(len(answer)), answer))
+    return mitogen.core.Message(data=data, enc=mitogen.core.Message.ENC_BIN)
 
 
 class Packer(Generic[T]):
@@ -120,13 +135,13 @@ class Packer(Generic[T]):
         self._waiting: collections.deque[Tuple[bytes, T]] = collections.deque()
         self._is_called = False
 
-    def put(self, data: bytes, companion: T) -> None:
+    def put(self, items: List[Tuple[bytes, T]]) -> None:
         """
-        :param data: What to send.
-        :param companion: Given to `send` with it.
+        :param items: What to send, each with what `send` is given with it. In one message, where it
+            is not too large.
         :raises Exception: What `call_soon` raises, when the broker has ended.
         """
-        self._waiting.append((data, companion))
+        self._waiting.extend(items)
         if not self._is_called:
             self._is_called = True
             self._call_soon(self._send_all)
@@ -166,7 +181,7 @@ def _answer(
     qualname: str,
     args: Tuple[Any, ...],
     kwargs: Dict[str, Any],
-    only_cheap: bool = False,
+    only_cheap: bool,
 ) -> bytes:
     if only_cheap and qualname in _READERS and not _is_cheap(args[0]):
         return SKIPPED
@@ -186,24 +201,20 @@ def _answer(
     result = function(*args, **kwargs)
     if type(result) is mitogen.core.Message:
         return result.data  # type: ignore[no-any-return]  # mitogen is not typed
-    if type(result) is bytes and len(result) > PACK:
-        return _keep(RAW, result, econtext)
     try:
-        data = _encoded(result)
+        data = result if type(result) is bytes else _encoded(result)
     except Exception as error:
         reason = (
             f"the result of {module}.{qualname}, a {type(result).__name__}, cannot be sent to the"
             f" agent ({type(error).__name__}: {error}): return plain values"
         )
         return UNSENDABLE + reason.encode("utf-8", "replace")
-    return data if len(data) <= PACK else _keep(KEPT, data, econtext)
+    if len(data) > PACK:
+        # Imported late: a host fetches each file that is imported, and most answers are small.
+        from inmanta_mitogen.chunks import keep
 
-
-def _keep(kind: bytes, data: bytes, econtext: Any) -> bytes:
-    # Imported late: a host fetches each file that is imported, and most answers are small.
-    from inmanta_mitogen.chunks import Outgoing
-
-    return Outgoing.of_bytes(kind, data, econtext.router).ticket
+        return keep(RAW if data is result else KEPT, data)
+    return RAW + data if data is result else data
 
 
 def _encoded(result: Any) -> bytes:

@@ -1,7 +1,7 @@
-"""Ends of a transfer on the host that do what the real one never would."""
+"""Ends of a transfer on the host that do what the real one never would, or seldom."""
 
-import queue
 import time
+from collections.abc import Generator
 from typing import Any
 
 import mitogen.core
@@ -10,92 +10,49 @@ from inmanta_mitogen import chunks
 from inmanta_mitogen.dispatch import RAW
 
 
-def _message(data: bytes, **fields: Any) -> mitogen.core.Message:
-    return mitogen.core.Message(data=data, enc=mitogen.core.Message.ENC_BIN, **fields)
+def _keep(transfer: "Generator[Any, bytes, None]") -> mitogen.core.Message:
+    ticket = chunks.keep(RAW, b"")
+    chunks.transfers[chunks.unpack_ticket(ticket)[1]] = transfer
+    return mitogen.core.Message(data=ticket)
 
 
 def offer(data: bytes) -> mitogen.core.Message:
     """Answers with what is given."""
-    return _message(data)
+    return mitogen.core.Message(data=data)
 
 
-@mitogen.core.takes_router
-def flood(path: str, max_size: Any, router: Any) -> mitogen.core.Message:
-    """Sends without waiting for anyone to take it in."""
-    count, size = map(int, path.split())
-
-    def on_count(message: Any) -> None:
-        if message.reply_to and not message.is_dead:
-            message.reply(_message(bytes(chunks.CHUNK)), router=router)
-            for _ in range(count):
-                message.reply(_message(bytes(size)), router=router)
-
-    return _message(chunks.pack_ticket(RAW, router.add_handler(on_count), 1 << 40))
-
-
-@mitogen.core.takes_router
-def lie(path: str, max_size: Any, router: Any) -> mitogen.core.Message:
+def lie(number: int, path: str, max_size: Any) -> int:
     """Sends something, and the sum of something else."""
-    blocks = [b"hello"]
-    read = lambda size: blocks.pop() if blocks else b""  # noqa: E731
-    return _message(chunks.Outgoing(RAW, read, 5, router, lambda: "0" * 40).ticket)
+    chunks.transfers[number] = (each for each in (b"hello", "0" * 40))
+    return 5
 
 
-@mitogen.core.takes_router
-def endless(router: Any) -> mitogen.core.Message:
+def endless() -> mitogen.core.Message:
     """Keeps to the protocol, and never ends."""
-    return _message(chunks.Outgoing(RAW, bytes, 5, router).ticket)
+
+    def transfer() -> "Generator[bytes, bytes, None]":
+        while True:
+            yield bytes(500_000)
+
+    return _keep(transfer())
 
 
-@mitogen.core.takes_router
-def drip(router: Any) -> mitogen.core.Message:
+def drip() -> mitogen.core.Message:
     """Sends a little again and again."""
 
-    def read(size: int) -> bytes:
-        time.sleep(0.1)
-        return bytes(size)
+    def transfer() -> "Generator[bytes, bytes, None]":
+        while True:
+            time.sleep(0.1)
+            yield b"x"
 
-    return _message(chunks.Outgoing(RAW, read, 5, router).ticket)
-
-
-def never_begin(path: str, size: int, handle: int, in_place: bool) -> None:
-    """Waits for what never comes."""
-    time.sleep(600)
-
-
-class _Receiver:
-    def __init__(self, econtext: Any, handle: int) -> None:
-        self.inbox: Any = queue.Queue()
-        self._master = econtext.master
-        self._handle = handle
-        self.send(chunks.pack_ticket(RAW, econtext.router.add_handler(self.inbox.put), 0))
-
-    def send(self, data: bytes) -> None:
-        self._master.send(_message(data, handle=self._handle))
+    return _keep(transfer())
 
 
 @mitogen.core.takes_econtext
-def count_wrongly(path: str, size: int, handle: int, in_place: bool, econtext: Any) -> None:
-    """Begins to receive, and then acknowledges in another language."""
-    receiver = _Receiver(econtext, handle)
-    receiver.inbox.get()
-    receiver.send(b"seven")
-
-
-@mitogen.core.takes_econtext
-def hoard(path: str, size: int, handle: int, in_place: bool, econtext: Any) -> None:
-    """Writes to a file how many chunks are on the way to a host that is far."""
-    receiver = _Receiver(econtext, handle)
-    received = len(receiver.inbox.get().data)
-    time.sleep(0.3)  # a long way
-    receiver.send(chunks.pack_count(received))
-    time.sleep(1.0)  # whatever may be on the way has come by then
-    with open(path, "w") as file:
-        file.write(str(receiver.inbox.qsize()))
-    while received < size:
-        received += len(receiver.inbox.get().data)
-        receiver.send(chunks.pack_count(received))
-    receiver.inbox.get()
+def begin_late(number: int, path: str, size: int, in_place: bool, econtext: Any) -> None:
+    """Begins to receive as a host that is far, or slow."""
+    time.sleep(1)
+    chunks.receive(number, path, size, in_place, econtext=econtext)
 
 
 def peak_memory() -> int:

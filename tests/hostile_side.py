@@ -112,12 +112,9 @@ def answer_with_a_class(path: str, econtext: Any) -> Any:
 
 
 @mitogen.core.takes_econtext
-def answer_each_with(data: bytes, then_end: bool, econtext: Any) -> Any:
+def answer_each_with(data: bytes, econtext: Any) -> Any:
     """Answers all that came in one message with bytes of its own choice, and does no more of it."""
-    handle = _own_call().reply_to
-    _write(econtext, _frame(handle, data, enc=mitogen.core.Message.ENC_BIN))
-    if then_end:
-        _write(econtext, _frame(handle, b"\x80\x02N.", enc=mitogen.core.Message.ENC_PKL))
+    _write(econtext, _frame(_own_call().reply_to, data, enc=mitogen.core.Message.ENC_BIN))
 
 
 @mitogen.core.takes_econtext

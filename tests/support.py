@@ -27,7 +27,7 @@ import psutil
 import pytest
 
 from inmanta_plugins.mitogen import Proxy
-from inmanta_plugins.mitogen.connections.hub import Connection
+from inmanta_plugins.mitogen.connections.connection import Connection
 
 Context = dict[str, Any]
 
@@ -115,7 +115,7 @@ def together(proxy: Proxy) -> collections.abc.Iterator[None]:
     Whatever is submitted to a proxy meanwhile is sent afterwards.
     """
     done = threading.Event()
-    connection_of(proxy).call_soon(lambda: done.wait(60))
+    connection_of(proxy).link.router.broker.defer(lambda: done.wait(60))
     try:
         yield
     finally:

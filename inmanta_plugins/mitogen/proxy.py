@@ -7,25 +7,22 @@ import time
 import types
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypedDict, TypeVar, cast
 
 import inmanta.agent.handler
 
 import inmanta_mitogen
-import inmanta_mitogen.chunks
 import mitogen.parent
+from inmanta_mitogen.chunks import SourceFile
 from inmanta_mitogen.dispatch import PACK
 from inmanta_plugins.mitogen import settings
 from inmanta_plugins.mitogen.calls import prefetch, request, transfers
-from inmanta_plugins.mitogen.calls.call import Answer, Call
-from inmanta_plugins.mitogen.calls.in_flight import CallBatch, PendingCalls, SentAgainError
+from inmanta_plugins.mitogen.calls.call import Call
+from inmanta_plugins.mitogen.calls.in_flight import PendingCalls, SentAgainError
 from inmanta_plugins.mitogen.calls.log import truncate_logged_value
-from inmanta_plugins.mitogen.connections.hub import (
-    Connection,
-    ForkAware,
-    hub,
-    watch_forks,
-)
+from inmanta_plugins.mitogen.connections.connection import Answer, Connection
+from inmanta_plugins.mitogen.connections.hub import ForkAware, hub, watch_forks
 from inmanta_plugins.mitogen.errors import (
     ConnectError,
     NotDeliveredError,
@@ -280,11 +277,8 @@ class Proxy(ForkAware):
         self._prefetcher.ask(call.function, None)
         try:
             connection = self._ensure_connected(call.started)
-            packed = request.request_among_others(
-                call.function, call.args, call.kwargs, connection.link.router.max_message_size
-            )
-            call.start_clock(connection)
-            self._pending.send_soon(connection, packed, call)
+            packed = self._request(call, connection)
+            connection.send((call.function, packed, partial(self._pending.deliver, call)))
         except RemoteException as error:
             self._log(call, exception=error)
             raise
@@ -329,13 +323,16 @@ class Proxy(ForkAware):
 
     def _send(self, call: Call) -> object:
         connection = self._ensure_connected(call.started)
-        message = request.request(
-            call.function, call.args, call.kwargs, connection.link.router.max_message_size
-        )
-        call.start_clock(connection)
-        connection.send(call.function, message, call.inbox.put)
+        packed = self._request(call, connection)
+        connection.send((call.function, packed, call.inbox.put))
         _ = call.shown  # while the host is busy anyway
         return transfers.whole_result(call, call.next())
+
+    @staticmethod
+    def _request(call: Call, connection: Connection) -> bytes:
+        packed = request.request(call.function, call.args, call.kwargs, connection.max_message_size)
+        call.start_clock(connection)
+        return packed
 
     # Prefetching
 
@@ -384,21 +381,13 @@ class Proxy(ForkAware):
 
     def _send_with(self, call: Call, along: prefetch.Prefetched) -> object:
         connection = self._ensure_connected(call.started)
-        size = connection.link.router.max_message_size
-        questions = {call.function: call.inbox, **along.inboxes}
-        batch = [
-            (
-                request.request_among_others(
-                    function, call.args, {}, size, only_cheap=function is not call.function
-                ),
-                inbox.put,
-            )
-            for function, inbox in questions.items()
-        ]
-        call.start_clock(connection)
-        if all(connection.may_call(function, call.inbox.put) for function in questions):
-            along.connection = connection
-            CallBatch(connection, batch)
+        batch = [(call.function, self._request(call, connection), call.inbox.put)]
+        for function, inbox in along.inboxes.items():
+            size = connection.max_message_size
+            packed = request.request(function, call.args, {}, size, only_cheap=True)
+            batch.append((function, packed, inbox.put))
+        along.connection = connection
+        connection.send(*batch)
         return transfers.whole_result(call, call.next())
 
     def _log(self, call: Call, **outcome: object) -> None:
@@ -537,8 +526,8 @@ class Proxy(ForkAware):
         :raises RemoteException: The host could not do it, or the sha1 of what it received differs;
             the old content is untouched.
         """
-        with transfers.LocalFile(local_path) as file:
-            shown = f"{file.size} bytes of {file.path}"
+        with SourceFile(local_path) as file:
+            shown = f"{file.size} bytes of {os.fspath(local_path)}"
             self._upload(path, file.chunks, file.size, shown, in_place, progress)
 
     def _upload(
@@ -611,15 +600,7 @@ class Proxy(ForkAware):
         call = Call(inmanta_mitogen.read_binary, (path,), {}, self._name, self.call_timeout)
 
         def attempt(call: Call) -> None:
-            connection = self._start(call)
-            message = request.request(
-                inmanta_mitogen.chunks.send,
-                (path, max_size),
-                {},
-                connection.link.router.max_message_size,
-            )
-            connection.send(inmanta_mitogen.chunks.send, message, call.inbox.put)
-            transfers.fetch_file(call, connection, staged, max_size, progress)
+            transfers.fetch_file(call, self._start(call), path, staged, max_size, progress)
 
         # Imported late: the import of this module should not wait for it.
         from inmanta_mitogen.staged import StagedWrite

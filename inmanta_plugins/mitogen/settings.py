@@ -99,11 +99,6 @@ STDERR_RATE: Final = 4 << 10
 LONGEST_ROUTE: Final = 512
 """The maximum size of a message about a context behind a host: digits, a colon and a name as long
 as mitogen allows, in bytes."""
-MOST_UNREAD: Final = 4 << 20
-"""The most that a host may have sent in one transfer and the agent not yet read, in bytes. A host
-that keeps to the window never gets near."""
-MESSAGE_COST: Final = 4096
-"""What each message of it counts beyond its data, in bytes."""
 ANSWER_MEMORY: Final = 512 << 20
 """The maximum memory of the values of one answer, estimated, in bytes."""
 ANSWER_SECONDS: Final = 30.0

@@ -15,7 +15,7 @@ from inmanta_plugins.mitogen import (
     RemoteException,
     settings,
 )
-from inmanta_plugins.mitogen.connections import hub as connect
+from inmanta_plugins.mitogen.connections.connection import Connection
 from support import LOCAL, Recorder, connection_of, together
 
 
@@ -158,11 +158,11 @@ def test_what_can_not_be_sent_fails_for_itself(
 ) -> None:
     pid = proxy.remote_call(far_side.pid)
 
-    def no_room(self: connect.Connection, message: object) -> None:
+    def no_room(self: Connection, message: object) -> None:
         raise MemoryError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(connect.Connection, "post", no_room)
+        patch.setattr(Connection, "post", no_room)
         for future in [proxy.submit(far_side.echo, number) for number in range(3)]:
             with pytest.raises(RemoteException, match="could not be sent.*no room"):
                 future.result(60)

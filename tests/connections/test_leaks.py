@@ -23,7 +23,7 @@ import pytest
 
 import support
 from inmanta_plugins.mitogen import ConnectError, Proxy, PythonNotFoundError, RemoteException
-from inmanta_plugins.mitogen.connections.hub import Connection
+from inmanta_plugins.mitogen.connections.connection import Connection
 from inmanta_plugins.mitogen.connections.link import Link
 from pytest_inmanta_mitogen import SshHost
 from support import Context

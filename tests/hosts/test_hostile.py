@@ -79,8 +79,6 @@ def test_an_answer_of_a_forbidden_class_runs_nothing(
     with pytest.raises(RemoteException, match=r"cannot be read: it holds a posix\.mknod"):
         hostile.remote_call(hostile_side.answer_with_a_class, str(path))
     assert not path.exists()
-    # It lives on: what it answers to is its own affair.
-    assert hostile.remote_call(far_side.echo, "still here") == [["still here"], {}]
 
 
 def nested_key(depth: int) -> bytes:
@@ -235,22 +233,19 @@ NONE = struct.pack(">L", 4) + b"\x80\x02N."
 
 
 @pytest.mark.parametrize(
-    ("data", "then_end", "reason"),
+    "data",
     [
-        pytest.param(b"\0\0", False, "not those to what was sent", id="half a length"),
-        pytest.param(NONE[:-1], False, "not those to what was sent", id="half an answer"),
-        pytest.param(b"\xff" * 4, False, "not those to what was sent", id="one of 4 GiB"),
-        pytest.param(b"", True, "it was not answered", id="none"),
+        pytest.param(b"\0\0", id="half a length"),
+        pytest.param(NONE[:-1], id="half an answer"),
+        pytest.param(b"\xff" * 4, id="one of 4 GiB"),
     ],
 )
-def test_answers_to_calls_in_flight_that_are_none_are_errors(
-    hostile: Proxy, data: bytes, then_end: bool, reason: str
-) -> None:
+def test_answers_to_calls_in_flight_that_are_none_are_errors(hostile: Proxy, data: bytes) -> None:
     with together(hostile):
-        futures = [hostile.submit(hostile_side.answer_each_with, data, then_end)]
+        futures = [hostile.submit(hostile_side.answer_each_with, data)]
         futures += [hostile.submit(far_side.echo, number) for number in range(3)]
     for future in futures:
-        with pytest.raises(RemoteException, match=reason):
+        with pytest.raises(RemoteException, match="not those to what was sent"):
             future.result(60)
 
 
@@ -258,7 +253,7 @@ def test_more_answers_than_calls_are_refused(
     hostile: Proxy, other: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     with together(hostile):
-        futures = [hostile.submit(hostile_side.answer_each_with, NONE * 10_000, False)]
+        futures = [hostile.submit(hostile_side.answer_each_with, NONE * 10_000)]
         futures += [hostile.submit(far_side.echo, number) for number in range(3)]
     assert [future.result(60) for future in futures] == [None] * 4  # its own calls, its own lies
     # What it answers after that is for no call.

@@ -2,41 +2,12 @@
 
 import queue
 import time
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
 
-import mitogen.core
 from inmanta_plugins.mitogen import settings
 from inmanta_plugins.mitogen.calls.log import truncate_logged_values
 from inmanta_plugins.mitogen.calls.request import function_name
-from inmanta_plugins.mitogen.connections.hub import Connection
+from inmanta_plugins.mitogen.connections.connection import Answer, Connection, Function, dead
 from inmanta_plugins.mitogen.errors import CallTimeoutError
-
-Function = Callable[..., object]
-
-
-class Answer(Protocol):
-    """What came back for a call: a message, or a part of one."""
-
-    @property
-    def data(self) -> bytes:
-        """The answer, or the reason of one that is dead."""
-
-    @property
-    def is_dead(self) -> bool:
-        """Whether it says that there will be no answer."""
-
-
-class AnswerAmongOthers(NamedTuple):
-    """
-    An answer that came in one message with those to other calls.
-
-    :param came: When it came, by the monotonic clock.
-    """
-
-    data: bytes
-    came: float
-    is_dead: bool = False
 
 
 class Call:
@@ -126,8 +97,7 @@ class Call:
                 if self.overdue:
                     raise self.time_out() from None
                 if self.lost and inbox.empty():
-                    dead: Answer = mitogen.core.Message.dead("the connection has ended")
-                    return dead
+                    return dead("the connection has ended")
 
     def time_out(self) -> CallTimeoutError:
         """Terminate an interpreter that does not answer in time, and return the error to raise."""

@@ -12,8 +12,7 @@ import time
 
 import inmanta_mitogen
 import inmanta_mitogen.dispatch
-from inmanta_plugins.mitogen.calls.call import Answer, AnswerAmongOthers, Function
-from inmanta_plugins.mitogen.connections.hub import Connection
+from inmanta_plugins.mitogen.connections.connection import Answer, Connection, Function
 from inmanta_plugins.mitogen.settings import PREFETCHED_SECONDS
 
 _QUESTIONS: frozenset[Function] = frozenset(
@@ -66,7 +65,7 @@ def is_usable(answer: Answer) -> bool:
     :param answer: What came back.
     """
     return (
-        isinstance(answer, AnswerAmongOthers)
+        not answer.is_dead
         and answer.data[:1] != inmanta_mitogen.dispatch.SKIPPED
         and time.monotonic() - answer.came <= PREFETCHED_SECONDS
     )

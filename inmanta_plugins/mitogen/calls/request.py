@@ -13,8 +13,8 @@ import mitogen.core
 from inmanta_plugins.mitogen import _mitogen
 from inmanta_plugins.mitogen.errors import UnsendableError
 
-# More than a message takes beyond the one request that it carries.
-_AROUND_OTHERS = 1024
+# More than a message takes beyond the one request that it carries, in bytes.
+_AROUND = 1024
 # How deep into an argument an error points.
 _DEEPEST = 50
 
@@ -89,56 +89,26 @@ def request(
     args: Sequence[object],
     kwargs: Mapping[str, object],
     max_size: int,
-) -> mitogen.core.Message:
+    *,
+    only_cheap: bool = False,
+) -> bytes:
     """
-    Return the message that asks a host to call a function.
+    Return what mitogen is sent to have the host call :func:`inmanta_mitogen.dispatch.call`.
 
     :param function: The function.
     :param args: Its positional arguments.
     :param kwargs: Its keyword arguments.
     :param max_size: What a message may carry, in bytes.
+    :param only_cheap: Whether a file is left alone that is not cheap to read.
     :raises UnsendableError: The host can't find the function, an argument cannot be sent, or they
         take more than `max_size`.
     """
-
-    def through_call(call: tuple[object, ...]) -> tuple[object, ...]:
-        return _mitogen.call_arguments(inmanta_mitogen.dispatch.call, call)
-
-    return _mitogen.call_message(_pickled(function, args, kwargs, max_size, through_call))
-
-
-def request_among_others(
-    function: Callable[..., object],
-    args: Sequence[object],
-    kwargs: Mapping[str, object],
-    max_size: int,
-    *,
-    only_cheap: bool = False,
-) -> bytes:
-    """
-    Return one request of those that :func:`inmanta_mitogen.dispatch.call_each` takes.
-
-    :param function: As for :func:`request`, like the other parameters.
-    :param only_cheap: Whether a file is left alone that is not cheap to read.
-    :raises UnsendableError: As :func:`request`.
-    """
-    more = (True,) if only_cheap else ()
-    return _pickled(function, args, kwargs, max_size - _AROUND_OTHERS, lambda call: (*call, *more))
-
-
-def _pickled(
-    function: Callable[..., object],
-    args: Sequence[object],
-    kwargs: Mapping[str, object],
-    max_size: int,
-    around: Callable[[tuple[object, ...]], object],
-) -> bytes:
-    call = (*_location(function), tuple(args), dict(kwargs))
+    call = (*_location(function), tuple(args), dict(kwargs), only_cheap)
     try:
-        data = _dumps(around(call))
+        data = _dumps(_mitogen.call_arguments(inmanta_mitogen.dispatch.call, call))
     except Exception as error:
         raise UnsendableError(_untransportable(function, args, kwargs, error)) from None
-    if len(data) > max_size:
+    if len(data) > max_size - _AROUND:
         message = (
             f"the arguments of {function_name(function)} take {len(data)} bytes, and a"
             f" message carries at most {max_size}: move the content with Proxy.put or put_file, and"

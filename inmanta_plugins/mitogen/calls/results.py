@@ -6,8 +6,8 @@ import re
 import inmanta_mitogen.dispatch
 import mitogen.core
 from inmanta_plugins.mitogen import _mitogen
-from inmanta_plugins.mitogen.calls.call import Answer, Function
 from inmanta_plugins.mitogen.calls.request import function_name
+from inmanta_plugins.mitogen.connections.connection import Answer, Function
 from inmanta_plugins.mitogen.errors import NotDeliveredError, RemoteException
 from inmanta_plugins.mitogen.hosts.answers import UnreadableError, read_answer
 from inmanta_plugins.mitogen.hosts.served import advice_for
@@ -39,6 +39,8 @@ def result_of(function: Function, answer: Answer) -> object:
     if answer.is_dead:
         raise _unanswered(function, answer.data)
     data = answer.data
+    if data[:1] == inmanta_mitogen.dispatch.RAW:
+        return data[1:]
     if len(data) <= _COMMON_LENGTH and data in _COMMON_ANSWERS:
         return _COMMON_ANSWERS[data]
     if data[:1] == inmanta_mitogen.dispatch.UNSENDABLE:

@@ -2,182 +2,97 @@
 
 import contextlib
 import hashlib
-import io
-import os
-import stat
+import itertools
+import queue
 import time
 from collections.abc import Callable, Iterator
 from typing import Protocol, Self
 
 import inmanta_mitogen.chunks as host
-import mitogen.core
-from inmanta_mitogen.dispatch import KEPT, RAW
+from inmanta_mitogen.dispatch import KEPT, PACK, RAW
 from inmanta_plugins.mitogen import settings
 from inmanta_plugins.mitogen.calls import request
-from inmanta_plugins.mitogen.calls.call import Answer, AnswerAmongOthers, Call
+from inmanta_plugins.mitogen.calls.call import Call
 from inmanta_plugins.mitogen.calls.results import lost, nonsense, result_of
-from inmanta_plugins.mitogen.connections.hub import Connection
+from inmanta_plugins.mitogen.connections.connection import Answer, Connection, Function
 from inmanta_plugins.mitogen.errors import NotDeliveredError, RemoteException
 
-# What is on the way to a host whose first acknowledgement takes no longer than that, in bytes and
-# seconds. It need not be more there; and sshd (9.2) takes in all that there is before it passes
-# anything on, in a buffer whose growth to 2 MiB takes it 50 ms.
-_NEAR_WINDOW = host.WINDOW // 2
+WINDOW = 4
+"""The most chunks on the way."""
+# To a host that answers within that many seconds. It need not be more there; and sshd (9.2) takes
+# in all that there is before it passes anything on, in a buffer whose growth to 2 MiB takes 50 ms.
+_NEAR_WINDOW = 2
 NEAR = 0.025
 
 Progress = Callable[[int, int], object]
 
+_numbers = itertools.count(1)
 
-class Exchange:
+
+class Transfer:
     """
-    What a host sends to a handle of its own while chunks move, a bounded amount at a time.
+    The calls that move one content, some of them in flight. Leaving the ``with`` block ends it.
 
     :param call: The call that it belongs to, whose clock runs.
     :param connection: The connection of the call.
+    :param number: Its number on the host, where the host has begun it.
     """
 
-    def __init__(self, call: Call, connection: Connection) -> None:
+    def __init__(self, call: Call, connection: Connection, number: int | None = None) -> None:
         self._call = call
         self._connection = connection
-        self._handle = 0
-        self._peer = 0
-        self._unread = 0
-        self._flooded = False
-        self._answer: Answer | None = None
+        self._number = next(_numbers) if number is None else number
+        self._has_begun = number is not None
+        self._inbox: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self.in_flight = 0
 
     def __enter__(self) -> Self:
-        self._handle = self._connection.listen(self._deliver)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._connection.unlisten(self._handle)
-        if self._answer is not None:
-            return
-        if self._peer:
-            with contextlib.suppress(NotDeliveredError):
-                self._connection.post(mitogen.core.Message.dead("given up", handle=self._peer))
-        else:
-            # It waits for what nobody will send.
-            self._connection.link.end(settings.LEAVE_TIMEOUT)
+        with contextlib.suppress(NotDeliveredError):
+            self.ask(host.close)
 
-    def _deliver(self, message: mitogen.core.Message) -> None:
-        # On the broker's thread.
-        self._unread += len(message.data) + settings.MESSAGE_COST
-        if self._unread > settings.MOST_UNREAD:
-            if not self._flooded:
-                self._flooded = True
-                self._call.inbox.put(mitogen.core.Message.dead("too much at once"))
-        else:
-            self._call.inbox.put(message)
-
-    def upload(self, path: str, size: int, *, in_place: bool) -> None:
+    def ask(self, function: Function, *args: object) -> None:
         """
-        Have the host write a file with what is posted from then on.
+        Call a function of the host's end, and don't wait for its end.
 
-        :param path: The file.
-        :param size: How many bytes will be posted.
-        :param in_place: As for :func:`inmanta_mitogen.put`.
-        :raises RemoteException: The host refuses.
+        :param function: The function.
+        :param args: Its arguments behind the number of the transfer.
+        :raises RemoteException: The connection was lost.
         """
-        message = request.request(
-            host.receive,
-            (path, size, self._handle, in_place),
-            {},
-            self._connection.link.router.max_message_size,
-        )
-        self._connection.send(host.receive, message, self._call.inbox.put)
-        self.fetch_from(self.expect())
+        size = self._connection.max_message_size
+        packed = request.request(function, (self._number, *args), {}, size)
+        self._connection.send((function, packed, self._inbox.put))
+        self.in_flight += 1
 
-    def fetch_from(self, ticket: bytes) -> tuple[bytes, int]:
+    def next(self) -> Answer:
         """
-        Return what the host has to send, and how much of it.
+        Return the next answer.
 
-        :param ticket: What it said.
-        :raises RemoteException: It said something else.
-        """
-        try:
-            kind, self._peer, size = host.unpack_ticket(ticket)
-        except ValueError as error:
-            raise nonsense(self._call.function, str(error)) from None
-        return kind, size
-
-    def post(self, data: bytes, *, reply: bool = False) -> None:
-        """
-        Send bytes to the host, as they are.
-
-        :param data: The bytes.
-        :param reply: Whether to tell where the host is to send to.
-        """
-        enc = mitogen.core.Message.ENC_BIN
-        message = mitogen.core.Message(data=data, enc=enc, handle=self._peer)
-        if reply:
-            message.reply_to = self._handle
-        try:
-            self._connection.post(message)
-        except NotDeliveredError as error:
-            # The call itself was delivered.
-            raise RemoteException(error.remote_exception) from None
-
-    def next(self) -> bytes | None:
-        """
-        Return the next bytes from the host, None at the end.
-
-        :raises RemoteException: The host sends more than was agreed.
         :raises CallTimeoutError: The call has taken longer than it may.
         """
-        if self._answer is not None:
-            return None
-        message = self._call.next()
-        if self._flooded:
-            self._connection.link.cut()
-            what = "it sent more than was agreed, without waiting"
-            raise nonsense(self._call.function, what)
-        if not self._is_chunk(message):
-            self._answer = message
-            return None
-        self._unread -= len(message.data) + settings.MESSAGE_COST
+        answer = self._call.next(self._inbox)
+        self.in_flight -= 1
         if self._call.overdue:
             raise self._call.time_out()
-        return message.data
+        return answer
 
-    def _is_chunk(self, message: Answer) -> bool:
-        return (
-            isinstance(message, mitogen.core.Message)
-            and message.handle == self._handle
-            and message.enc == mitogen.core.Message.ENC_BIN
-            and not message.is_dead
-        )
-
-    def expect(self) -> bytes:
+    def result(self, answer: Answer | None = None) -> object:
         """
-        Return the next bytes from the host.
+        Return the result of one of its calls.
 
-        :raises RemoteException: It failed, or has ended without them.
+        :param answer: What came back for it, by default the next answer.
+        :raises RemoteException: The host could not do it, or was lost.
         """
-        data = self.next()
-        if data is None:
-            self.result()
-            raise nonsense(self._call.function, "it ended before it received everything")
-        return data
-
-    def result(self) -> object:
-        """
-        Return what the host answered at the end.
-
-        :raises RemoteException: It failed, or the connection was lost.
-        """
-        while self.next() is not None:
-            pass
-        assert self._answer is not None  # next says so
         try:
-            return _result(self._call, self._answer)
+            result = _result(self._call, answer or self.next())
         except NotDeliveredError:
-            if self._peer:
+            if self._has_begun:
                 raise lost(self._call.function, "it ended in the middle") from None
             raise
-
-
-# To the host
+        self._has_begun = True
+        return result
 
 
 def upload(
@@ -199,33 +114,31 @@ def upload(
     :param size: How many bytes there are.
     :param in_place: As for :func:`inmanta_mitogen.put`.
     :param progress: Called with the bytes that were sent so far, and `size`; likewise.
+    :raises OSError: `chunks` holds another number of bytes.
     :raises RemoteException: The host could not do it; its file is untouched.
     """
     digest = hashlib.sha1(usedforsecurity=False)
-    sent = received = 0
-    window = _NEAR_WINDOW
-    with Exchange(call, connection) as exchange:
-        exchange.upload(path, size, in_place=in_place)
+    sent = 0
+    with Transfer(call, connection) as transfer:
         begun = time.monotonic()
+        transfer.ask(host.receive, path, size, in_place)
+        transfer.result()
+        window = _NEAR_WINDOW if time.monotonic() - begun < NEAR else WINDOW
         for chunk in chunks:
-            while sent + len(chunk) - received > window:
-                received, before = _count(call, exchange.expect(), sent), received
-                if not before and time.monotonic() - begun > NEAR:
-                    window = host.WINDOW
-            exchange.post(chunk)
-            digest.update(chunk)
             sent += len(chunk)
+            if sent > size:
+                continue  # whether it was changed is known at its end
+            while transfer.in_flight >= window:
+                transfer.result()
+            transfer.ask(host.write, chunk)
+            digest.update(chunk)
             if progress is not None:
                 progress(sent, size)
-        exchange.post(digest.digest())
-        exchange.result()
-
-
-def _count(call: Call, data: bytes, sent: int) -> int:
-    try:
-        return min(sent, host.unpack_count(data))
-    except ValueError as error:
-        raise nonsense(call.function, str(error)) from None
+        if sent != size:
+            raise OSError(f"What is sent to {path!r} does not hold the {size} bytes it claims to")
+        transfer.ask(host.write, digest.digest())
+        while transfer.in_flight:
+            transfer.result()
 
 
 def slices(content: memoryview) -> Iterator[bytes]:
@@ -234,53 +147,8 @@ def slices(content: memoryview) -> Iterator[bytes]:
 
     :param content: The bytes.
     """
-    for start in range(0, len(content), host.CHUNK):
-        yield bytes(content[start : start + host.CHUNK])
-
-
-class LocalFile:
-    """
-    A file of the agent that is to be sent, and must stay as it is meanwhile.
-
-    :param path: Its path.
-    :raises OSError: It can't be read, or is not a regular file.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
-        # A FIFO would wait for its writer.
-        self._file = open(path, "rb", buffering=0, opener=host.open_at_once)  # noqa: SIM115  # closed by __exit__
-        self._state = os.fstat(self._file.fileno())
-        if not stat.S_ISREG(self._state.st_mode):
-            self._file.close()
-            raise OSError(f"{self.path!r} on the agent is not a regular file")
-        self.size = self._state.st_size
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def chunks(self) -> Iterator[bytes]:
-        """
-        Return the content, from its start.
-
-        :raises OSError: It is not what it was when it was opened.
-        """
-        self._file.seek(0)
-        left = self.size
-        while chunk := self._file.read(min(host.CHUNK, left + 1)):
-            left -= len(chunk)
-            if left < 0:
-                break
-            yield chunk
-        host.check_unchanged(self.path, self._state, os.fstat(self._file.fileno()))
-        if left:
-            raise OSError(f"{self.path!r} does not hold the {self.size} bytes that it claims to")
-
-
-# From the host
+    for start in range(0, len(content), PACK):
+        yield bytes(content[start : start + PACK])
 
 
 class Sink(Protocol):
@@ -295,70 +163,71 @@ class Sink(Protocol):
         ...
 
 
-def fetch(
-    call: Call,
-    connection: Connection,
-    ticket: bytes,
-    sink: Sink,
-    max_size: int | None,
-    progress: Progress | None = None,
-) -> object:
-    """
-    Fetch what waits on the host, and return what follows it.
-
-    :param call: The call that it is the result of.
-    :param connection: The connection of the call.
-    :param ticket: What the host answered.
-    :param sink: Gets the content, in chunks.
-    :param max_size: The most bytes to accept, None for any number.
-    :param progress: Called with the bytes that were received so far, and those in all.
-    :raises RemoteException: The host could not do it, or sent something else or too much.
-    """
-    received = acknowledged = 0
-    with Exchange(call, connection) as exchange:
-        _, size = exchange.fetch_from(ticket)
-        exchange.post(host.pack_count(0), reply=True)
-        while (chunk := exchange.next()) is not None:
-            received += len(chunk)
-            if max_size is not None and received > max_size:
-                raise RemoteException(OSError(host.too_large("What the host sends", max_size)))
-            sink.write(chunk)
-            if progress is not None:
-                progress(received, max(size, received))
-            if received - acknowledged >= host.ACKNOWLEDGE:
-                acknowledged = received
-                exchange.post(host.pack_count(received))
-        return exchange.result()
-
-
 def fetch_file(
     call: Call,
     connection: Connection,
+    path: str,
     sink: Sink,
     max_size: int | None,
     progress: Progress | None,
 ) -> None:
     """
-    Fetch the file that a call of :func:`inmanta_mitogen.chunks.send` offers, as :func:`fetch` does.
+    Fetch a file of the host.
 
-    :raises RemoteException: As :func:`fetch`, or the sha1 of what arrived differs.
+    :param call: The call that it is.
+    :param connection: Its connection.
+    :param path: The file's path.
+    :param sink: Gets the content, in chunks.
+    :param max_size: The most bytes to accept, None for any number.
+    :param progress: Called with the bytes that were received so far, and those in all.
+    :raises RemoteException: The host could not do it, sent something else or too much, or the sha1
+        of what arrived differs.
     """
-    answer = call.next()
-    if answer.is_dead or answer.data[:1] != RAW:
-        _result(call, answer)
-        raise nonsense(call.function, "it answered without a file")
     digest = hashlib.sha1(usedforsecurity=False)
-
-    class Digesting:
-        def write(self, chunk: bytes) -> None:
+    with Transfer(call, connection) as transfer:
+        transfer.ask(host.send, path, max_size)
+        chunks = _Chunks(transfer, max_size)
+        size = transfer.result()
+        if not isinstance(size, int):
+            raise nonsense(call.function, "it answered without a file")
+        for chunk in chunks:
             digest.update(chunk)
             sink.write(chunk)
-
-    sha1 = fetch(call, connection, answer.data, Digesting(), max_size, progress)
-    if sha1 != digest.hexdigest():
+            if progress is not None:
+                progress(chunks.received, max(size, chunks.received))
+    if chunks.last != digest.hexdigest():
         raise RemoteException(
             OSError("What arrived from the host is not what it sent, the sha1 differs: try again.")
         )
+
+
+class _Chunks:
+    """
+    The content that a host sends; a part of it is on the way meanwhile.
+
+    :param transfer: The transfer.
+    :param max_size: The most bytes to accept, None for any number.
+    :attr received: How many bytes came so far.
+    :attr last: What followed them.
+    """
+
+    def __init__(self, transfer: Transfer, max_size: int | None) -> None:
+        self._transfer = transfer
+        self._max_size = max_size
+        self.received = 0
+        self.last: object = None
+        for _ in range(WINDOW):
+            transfer.ask(host.next_chunk)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while not (answer := self._transfer.next()).is_dead and answer.data[:1] == RAW:
+            self.received += len(answer.data) - 1
+            if self._max_size is not None and self.received > self._max_size:
+                text = host.too_large("What the host sends", self._max_size)
+                raise RemoteException(OSError(text))
+            yield answer.data[1:]
+            self._transfer.ask(host.next_chunk)
+        self.last = self._transfer.result(answer)
 
 
 def whole_result(call: Call, answer: Answer) -> object:
@@ -369,16 +238,18 @@ def whole_result(call: Call, answer: Answer) -> object:
     :param answer: What came back for it.
     :raises RemoteException: As :func:`result_of`, or it can't be fetched.
     """
-    if answer.is_dead or answer.data[:1] not in (KEPT, RAW):
+    if answer.is_dead or answer.data[:1] != KEPT:
         return _result(call, answer)
     assert call.connection is not None  # the answer came through it
-    content = io.BytesIO()
+    try:
+        kind, number, _ = host.unpack_ticket(answer.data)
+    except ValueError as error:
+        raise nonsense(call.function, str(error)) from None
     asked = call.kwargs.get("max_size")
     limit = max(settings.max_size(), asked if isinstance(asked, int) else 0)
-    fetch(call, call.connection, answer.data, content, limit)
-    if answer.data[:1] == RAW:
-        return content.getvalue()
-    return _result(call, AnswerAmongOthers(content.getvalue(), 0.0))
+    with Transfer(call, call.connection, number) as transfer:
+        content = b"".join(_Chunks(transfer, limit))
+    return content if kind == RAW else _result(call, answer._replace(data=content))
 
 
 def _result(call: Call, answer: Answer) -> object:

@@ -6,28 +6,23 @@ its calls in is its own, since a context runs one call at a time. The hub's rout
 first connection and ends with its last, and a forked child begins with a new hub.
 """
 
-import contextlib
+import functools
 import hashlib
 import json
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 
-import inmanta_mitogen
-import inmanta_mitogen.dispatch
-import mitogen.core
 import mitogen.master
 import mitogen.parent
 from inmanta_plugins.mitogen import _mitogen, settings
+from inmanta_plugins.mitogen.connections.connection import Connection
 from inmanta_plugins.mitogen.connections.link import Link, Serialized
 from inmanta_plugins.mitogen.contexts.validate import checked_context
-from inmanta_plugins.mitogen.errors import NotDeliveredError
 from inmanta_plugins.mitogen.hosts.router import AgentRouter
 from inmanta_plugins.mitogen.texts import hops_of
-
-Deliver = Callable[[mitogen.core.Message], object]
 
 
 def context_hash(serialized_context: Serialized) -> str:
@@ -92,129 +87,6 @@ class _SharedHop:
         return self.link.exception() is not None or not self.link.result().alive
 
 
-class Connection:
-    """A proxy's own context together with its share of the hops before it; made by a hub."""
-
-    def __init__(self, hub: "Hub", link: Link, via: _SharedHop | None) -> None:
-        self._hub = hub
-        self._via = via
-        self.link = link
-        self._lock = threading.Lock()
-        self._closed = False
-        self._allowed: set[Callable[..., object]] = set()
-
-    @property
-    def alive(self) -> bool:
-        """Whether calls can be sent through it, as far as this side knows."""
-        return self.link.alive
-
-    @property
-    def ended(self) -> bool:
-        """Whether no answer can come through it any more."""
-        return self.link.ended
-
-    def send(
-        self, function: Callable[..., object], message: mitogen.core.Message, deliver: Deliver
-    ) -> None:
-        """
-        :param function: A function.
-        :param message: The request to call it.
-        :param deliver: Gets the answer, once, on the broker's thread, so it must not block. A dead
-            message tells that there will be none.
-        :raises NotDeliveredError: The connection was closed meanwhile.
-        """
-        if self.may_call(function, deliver):
-            message.reply_to = self._listen(deliver, persist=False)
-            self.post(message)
-
-    def may_call(self, function: Callable[..., object], deliver: Deliver) -> bool:
-        """
-        Let the host have what a function needs.
-
-        :param function: The function that is to be called.
-        :param deliver: Gets a dead message when the interpreter has to be replaced first.
-        :return: Whether the function can be called now.
-        """
-        if function not in self._allowed:
-            if not (self.link.allow(inmanta_mitogen.dispatch.call) and self.link.allow(function)):
-                # The next attempt gets an interpreter that has loaded nothing.
-                self.link.end(settings.LEAVE_TIMEOUT)
-                deliver(mitogen.core.Message.dead(_mitogen.NO_ROUTE))
-                return False
-            self._allowed.add(function)
-        return True
-
-    def post(self, message: mitogen.core.Message) -> None:
-        """
-        :param message: Sent to the host as it is.
-        :raises NotDeliveredError: The connection was closed meanwhile.
-        """
-        try:
-            self.link.context.send(message)
-        except mitogen.core.Error as error:
-            raise NotDeliveredError(error) from None
-
-    def listen(self, deliver: Deliver) -> int:
-        """
-        :param deliver: Gets each message for the handle, on the broker's thread, until it is
-            unlistened; a dead one when the connection ends.
-        :return: A handle for the host to send to.
-        """
-        return self._listen(deliver, persist=True)
-
-    def _listen(self, deliver: Deliver, *, persist: bool) -> int:
-        handle: int = self.link.router.add_handler(
-            deliver, persist=persist, respondent=self.link.context
-        )
-        return handle
-
-    def unlisten(self, handle: int) -> None:
-        """
-        :param handle: What :meth:`listen` returned.
-        """
-
-        def forget() -> None:
-            with contextlib.suppress(KeyError):  # with the connection it went already
-                self.link.router.del_handler(handle)
-
-        # On the broker's thread, which walks through the handles when a connection ends.
-        self.defer(forget)
-
-    def defer(self, function: Callable[[], object]) -> None:
-        """
-        :param function: Called on the broker's thread, unless the broker has ended.
-        """
-        with contextlib.suppress(NotDeliveredError):
-            self.call_soon(function)
-
-    def call_soon(self, function: Callable[[], object]) -> None:
-        """
-        :param function: Called on the broker's thread.
-        :raises NotDeliveredError: The connection was closed meanwhile.
-        """
-        try:
-            self.link.router.broker.defer(function)
-        except mitogen.core.Error as error:
-            raise NotDeliveredError(error) from None
-
-    def close(self, timeout: float) -> bool:
-        """
-        End it. Closing it again does nothing.
-
-        :param timeout: How long the host may take, in seconds.
-        :return: Whether the host left by itself in time; False when it had to be cut off.
-        """
-        if self.link.inherited:
-            return True  # the other process's to close; its locks may be held for ever here
-        with self._lock:
-            if self._closed:
-                return True
-            self._closed = True
-        left = self.link.end(timeout)
-        self._hub.leave(self._via)
-        return left
-
-
 class Hub:
     """The router of a process, the hops on it, and the count of those who use them."""
 
@@ -242,7 +114,7 @@ class Hub:
             via = self._acquire(hop.get("via"), router)
             link = Link(hop, via=_SharedHop.link_of(via), router=router)
             link.prepare(hop)
-            return Connection(self, link, via)
+            return Connection(link, functools.partial(self.leave, via))
         except BaseException:
             if link is not None:
                 link.cut()

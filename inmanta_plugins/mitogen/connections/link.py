@@ -138,6 +138,16 @@ class Link:
             return True
         return self.router.allow(self.context, function)
 
+    def refuse(self, what: str) -> None:
+        """
+        Count a message that the host should not have sent.
+
+        :param what: What is wrong with it, to complete "it sent a message …".
+        """
+        stream = self._stream()
+        if stream is not None:
+            self.router.stray(stream.protocol.remote_id, what)
+
     def _connect(self, hop: Serialized) -> mitogen.parent.Context:
         method = str(hop["method_name"])
         options = mitogen_options(hop)
