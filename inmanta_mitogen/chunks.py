@@ -19,7 +19,7 @@ from inmanta_mitogen.dispatch import KEPT, PACK, RAW
 from inmanta_mitogen.names import AnyPath, native
 
 #: The transfers under way, by their numbers: the agent counts those that it begins from 1.
-transfers: Dict[int, "Generator[Any, bytes, None]"] = {}
+transfers: Dict[int, "Generator[Any, Any, None]"] = {}
 _own_numbers = itertools.count(-1, -1)
 
 # KEPT or RAW, the number of the transfer, and how many bytes there are.

@@ -10,7 +10,7 @@ from inmanta_mitogen import chunks
 from inmanta_mitogen.dispatch import RAW
 
 
-def _keep(transfer: "Generator[Any, bytes, None]") -> mitogen.core.Message:
+def _keep(transfer: "Generator[Any, Any, None]") -> mitogen.core.Message:
     ticket = chunks.keep(RAW, b"")
     chunks.transfers[chunks.unpack_ticket(ticket)[1]] = transfer
     return mitogen.core.Message(data=ticket)

@@ -105,12 +105,15 @@ ANSWER_SECONDS: Final = 30.0
 """The maximum processor time for reading one answer, in seconds."""
 LONGEST_REMOTE_ERROR: Final = 9_999
 """How much of a remote exception's text is kept, in characters: as much as mitogen sends."""
-LARGEST_INT: Final = 2_000
-"""The maximum size of an int in an answer, in bytes: 4,800 digits, more than Python prints."""
 KEY_DEPTH: Final = 100
 """How deep tuples may be nested in the key of a dict, or in a set."""
 KEY_PARTS: Final = 10_000
 """How many parts they may have."""
+MOST_KEYS: Final = 10_000
+"""How many keys a host may add at once to a dict or set: Python itself adds 1,000, but for
+frozensets. Keys that collide take quadratic time, and nothing can interrupt it."""
+UNPRICED_ANSWER: Final = 64 << 10
+"""The size of an answer whose values take little memory and time whatever they are, in bytes."""
 
 # Timeouts, in seconds
 

@@ -5,9 +5,10 @@ in PostgreSQL. So what is logged here is short (two environment variables tell h
 make for whatever can be sent to a host, and always something that a ``jsonb`` column can hold.
 """
 
+import itertools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import mitogen.core
@@ -55,10 +56,16 @@ def truncate_logged_values(raw_values: Iterable[object]) -> list[object]:
 def _truncated(raw_value: object, how: settings.LoggedValues) -> object:
     if _is_plain(raw_value, how.max_len):
         return raw_value
-    value = _Shortener(how.max_len).value(raw_value, 0)
-    text = json.dumps(value)
+    text = ""
+    try:
+        for part in _json(raw_value, how.max_len, 0):
+            text += part
+            if len(text) > how.max_len:
+                break
+    except Exception as error:
+        text = json.dumps(_unprintable(raw_value, error))
     if len(text) <= how.max_len:
-        return value
+        return json.loads(text)
     suffix = _storable(how.suffix)[: how.max_len]
     return text[: how.max_len - len(suffix)] + suffix
 
@@ -79,91 +86,70 @@ def _storable(text: str) -> str:
     return _UNSTORABLE.sub(lambda found: repr(found.group())[1:-1], text)
 
 
-class _Shortener:
+def _json(value: Any, limit: int, depth: int) -> Iterator[str]:
     """
-    Makes of a value what JSON can hold, and leaves out what lies behind the limit.
-
-    :param room: The limit, in characters of the JSON text. What is left of it is never less than
-        what the text really has left, so nothing is left out before the limit.
+    Yield the JSON text of a value, one part after another: what lies behind the limit is not
+    looked at.
     """
-
-    def __init__(self, room: int) -> None:
-        self._room = room
-
-    def value(self, value: object, depth: int) -> object:
-        """
-        Return what the log shows of a value.
-
-        :param value: The value.
-        :param depth: How many containers are around it.
-        """
-        room = self._room
-        try:
-            return self._value(value, depth)
-        except Exception as error:
-            self._room = room
-            return self._text(_unprintable(value, error))
-
-    def _value(self, value: Any, depth: int) -> object:
-        # The real type: a class may claim another one by its `__class__`.
-        kind = type(value)
-        if value is None or kind is bool:
-            self._room -= len("true")
-            return value
-        if issubclass(kind, str) and not issubclass(kind, mitogen.core.Secret):
-            return self._text(value)
-        if issubclass(kind, int | float):
-            return self._number(value)
-        is_shown = depth < settings.LOGGED_DEPTH
-        if issubclass(kind, list | tuple):
-            return self._array(value, depth + 1) if is_shown else self._text("[...]")
-        if issubclass(kind, dict):
-            return self._object(value, depth + 1) if is_shown else self._text("{...}")
-        return self._text(_repr(value, self._room + 1))
-
-    def _text(self, text: str) -> str:
-        # One more than fits, so that what is cut is seen to be too long.
-        text = _storable(str.__getitem__(text, slice(max(self._room, 0) + 1)))
-        self._room -= len(text) + 2
-        return text
-
-    def _number(self, value: Any) -> object:
+    # The real type: a class may claim another one by its `__class__`.
+    kind = type(value)
+    if issubclass(kind, int | float) and kind is not bool:
         text = _number_text(value)
-        if not text.lstrip("-")[:1].isdigit():  # NaN, infinity, or too long to be written
-            return self._text(text)
-        self._room -= len(text)
-        return int.__int__(value) if isinstance(value, int) else float.__float__(value)
-
-    def _array(self, value: Any, depth: int) -> object:
-        self._room -= 2
-        items: list[object] = []
-        for item in value:
-            items.append(self.value(item, depth))
-            self._room -= 1
-            if self._room < 0:
-                break
-        self._room += 1
-        return items
-
-    def _object(self, value: Any, depth: int) -> object:
-        self._room -= 2
-        members: dict[str, object] = {}
-        for key, member in value.items():
-            name = self._text(self._key(key))
-            members[name] = self.value(member, depth)
-            if self._room < 0:
-                break
-        return members
-
-    def _key(self, key: Any) -> str:
-        if key is None or type(key) is bool:
-            return json.dumps(key)
-        if isinstance(key, str) and not isinstance(key, mitogen.core.Secret):
-            return key
-        return _repr(key, self._room + 1)
+        yield text if text.lstrip("-")[:1].isdigit() else json.dumps(text)
+    elif issubclass(kind, list | tuple):
+        yield from _json_container(((None, item) for item in value), "[]", limit, depth)
+    elif issubclass(kind, dict):
+        yield from _json_container(value.items(), "{}", limit, depth)
+    else:
+        yield json.dumps(value if value is None or kind is bool else _text(value, limit))
 
 
-def _number_text(value: Any) -> str:
+def _json_container(
+    items: Iterable[tuple[Any, Any]], brackets: str, limit: int, depth: int
+) -> Iterator[str]:
+    if depth >= settings.LOGGED_DEPTH:
+        yield f'"{brackets[0]}...{brackets[1]}"'
+        return
+    separator = brackets[0]
+    for key, item in items:
+        yield separator
+        if brackets == "{}":
+            yield f"{json.dumps(_key(key, limit))}: "
+        yield from _json(item, limit, depth + 1)
+        separator = ", "
+    yield brackets[1] if separator == ", " else brackets
+
+
+def _key(key: Any, limit: int) -> str:
+    if key is None or type(key) is bool:
+        return json.dumps(key)
+    return _number_text(key) if isinstance(key, int | float) else _text(key, limit)
+
+
+def _text(value: Any, limit: int) -> str:
+    """Return a text, or the ``repr`` of anything else: no more of it than can be seen."""
+    if isinstance(value, str) and not isinstance(value, mitogen.core.Secret):
+        text = str.__getitem__(value, slice(limit + 1))
+    else:
+        try:
+            text = repr(_sliced(value, limit))[: limit + 1]
+        except Exception as error:
+            text = _unprintable(value, error)
+    return _storable(text)
+
+
+def _sliced(value: Any, limit: int) -> object:
+    """Return something with the same ``repr`` up to the limit, which is cheap."""
+    kind = type(value)
+    if kind in (str, bytes, bytearray):
+        return value[:limit]
+    if kind in (tuple, set, frozenset):
+        return kind(_sliced(item, limit) for item in itertools.islice(value, limit))
+    return value
+
+
+def _number_text(value: int | float) -> str:
+    """Return a number as JSON has it, or as a text when JSON can't hold it or Python write it."""
     if not isinstance(value, int):
         return float.__repr__(value)
     bits = int.bit_length(value)
@@ -173,35 +159,6 @@ def _number_text(value: Any) -> str:
         except ValueError:  # more digits than `sys.set_int_max_str_digits` allows
             pass
     return f"<int of {bits} bits>"
-
-
-def _repr(value: Any, room: int) -> str:
-    """Return the ``repr`` of a value, not much longer than `room` allows."""
-    kind = type(value)
-    room = max(room, 0)
-    try:
-        if kind in (str, bytes, bytearray):
-            return repr(value[:room])
-        if kind is int or kind is float:
-            return _number_text(value)
-        if kind in (set, frozenset, tuple) and value:
-            return _repr_of_items(value, room)
-        return repr(value)[:room]
-    except Exception as error:
-        return _unprintable(value, error)
-
-
-def _repr_of_items(values: Any, room: int) -> str:
-    parts = []
-    for value in values:
-        parts.append(_repr(value, room))
-        room -= len(parts[-1]) + 2
-        if room < 0:
-            break
-    inside = ", ".join(parts)
-    if isinstance(values, tuple):
-        return f"({inside},)" if len(values) == 1 else f"({inside})"
-    return f"{{{inside}}}" if isinstance(values, set) else f"frozenset({{{inside}}})"
 
 
 def _unprintable(value: object, error: Exception) -> str:
