@@ -20,9 +20,6 @@ from inmanta_mitogen.dispatch import PICKLE_PROTOCOL
 # The start of a dead message that never left the agent, or never reached the context.
 NO_ROUTE = "no route to "
 
-# What mitogen calls on a hop to connect the next one.
-proxy_connect = mitogen.parent._proxy_connect
-
 
 def broker_runs(router: mitogen.master.Router) -> bool:
     """Return whether a router's broker runs: mitogen ends it over an exception on its thread."""
@@ -174,6 +171,17 @@ def quiet_mitogen() -> None:
     logger = logging.getLogger("mitogen")
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
+
+
+def _size_only(message: mitogen.core.Message) -> str:
+    return (
+        f"Message(src={message.src_id}:{message.reply_to} dst={message.dst_id}:{message.handle}"
+        f" auth_id={message.auth_id} {len(message.data)} bytes)"
+    )
+
+
+# At DEBUG, mitogen logs messages with their content, and so a Secret in it.
+mitogen.core.Message.__repr__ = _size_only
 
 
 def _history_in_any_encoding(streams: Iterable[mitogen.core.Stream | None]) -> str:

@@ -12,7 +12,7 @@ import enum
 import errno
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import mitogen.core
 from inmanta_plugins.mitogen.settings import LONGEST_DETAIL
@@ -133,32 +133,23 @@ class ConnectError(mitogen.core.StreamError):  # type: ignore[misc]  # mitogen i
     """
     A hop of a context could not be connected.
 
-    :param hop: The hop that failed, as people know it: its name and address.
-    :param method: Its connection method: ``ssh``, ``sudo``, …
-    :param address: Where it is: host name and port, container, pod; empty for a method that stays
-        on its machine.
-    :param user: The user asked for, None where the context names none.
+    :param serialized_context: The serialized context of the hop that failed.
     :param cause: Why, as far as it is known; ``cause.value`` is one sentence of advice.
     :param detail: What came back.
-    :param where: The hop and each one before it; `hop` by default.
+    :attr hop: The hop that failed, as people know it: its name and address.
+    :attr where: The hop and each one before it.
+    :attr method: Its connection method: ``ssh``, ``sudo``, …
+    :attr address: Where it is: host name and port, container, pod; empty for a method that stays
+        on its machine.
+    :attr user: The user asked for, None where the context names none.
     """
 
-    def __init__(
-        self,
-        *,
-        hop: str,
-        method: str,
-        address: str,
-        user: str | None,
-        cause: Cause,
-        detail: str,
-        where: str = "",
-    ) -> None:
-        self.hop = hop
-        self.where = where or hop
-        self.method = method
-        self.address = address
-        self.user = user
+    def __init__(self, serialized_context: Mapping[str, object], cause: Cause, detail: str) -> None:
+        self.hop = describe_hop(serialized_context)
+        self.where = describe_context(serialized_context)
+        self.method = str(serialized_context["method_name"])
+        self.address = address_of(serialized_context)
+        self.user = user_of(serialized_context)
         self.cause = cause
         self.detail = detail = bounded_text(detail, LONGEST_DETAIL)
         # Not through mitogen's own Error.__init__, which takes '%' in a text for a format.
@@ -166,31 +157,14 @@ class ConnectError(mitogen.core.StreamError):  # type: ignore[misc]  # mitogen i
             self, f"Cannot connect to {self.where}: {detail.rstrip()}\n{cause.value}"
         )
 
-    @classmethod
-    def of_hop(cls, hop: Mapping[str, object], cause: Cause, detail: str) -> "ConnectError":
-        """
-        Make one for a hop.
-
-        :param hop: The serialized context of the hop.
-        :param cause: As for the constructor, like `detail`.
-        """
-        return cls(
-            hop=describe_hop(hop),
-            method=str(hop["method_name"]),
-            address=address_of(hop),
-            user=user_of(hop),
-            cause=cause,
-            detail=detail,
-            where=describe_context(hop),
-        )
-
     def __reduce__(self) -> tuple[object, ...]:
-        names = ("hop", "method", "address", "user", "cause", "detail", "where")
-        return (_connect_error, (type(self).__bases__, {n: self.__dict__[n] for n in names}))
+        # Without the context, which may hold a password.
+        return (_unpickled, (type(self).__bases__[-1], self.args), vars(self))
 
 
-def _connect_error(bases: tuple[type, ...], fields: dict[str, Any]) -> ConnectError:
-    return combined(ConnectError, bases[-1])(**fields)
+def _unpickled(base: type[Exception], args: tuple[object, ...]) -> Exception:
+    kind = combined(ConnectError, base)
+    return kind.__new__(kind, *args)
 
 
 E = TypeVar("E", bound=Exception)

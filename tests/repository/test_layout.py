@@ -106,7 +106,6 @@ FUNCTIONS: dict[tuple[object, str], str] = {
     (parent, "_proxy_connect"): "name method_name kwargs econtext",
     (Router, "_connect"): "self klass kwargs",
     (Router, "_async_route"): "self msg in_stream",
-    (Router, "_on_respondent_disconnect"): "self context",
     (mitogen.master.ModuleResponder, "_on_get_module"): "self msg",
     (parent.RouteMonitor, "_on_add_route"): "self msg",
     (parent.RouteMonitor, "_on_del_route"): "self msg",

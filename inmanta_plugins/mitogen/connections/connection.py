@@ -138,19 +138,23 @@ class Connection:
             self._end(message.data.decode("utf-8", "replace"))
             self.link.cut()
         elif message.enc == mitogen.core.Message.ENC_BIN:
-            self._take(message.data)
+            self._take(message)
         elif self._waiting:
             # The answer to a call that was sent alone, or mitogen's own that there are none.
             _deliver(self._waiting.popleft(), Answer(message.data, time.monotonic()))
         else:
-            self.link.refuse("that nothing waits for")
+            self._refuse(message)
 
-    def _take(self, data: bytes) -> None:
+    def _refuse(self, message: mitogen.core.Message) -> None:
+        router = self.link.router
+        router.stray(router.guest_of(message), "that nothing waits for")
+
+    def _take(self, message: mitogen.core.Message) -> None:
         now = time.monotonic()
         try:
-            for answer in inmanta_mitogen.dispatch.unpack_answers(data):
+            for answer in inmanta_mitogen.dispatch.unpack_answers(message.data):
                 if not self._waiting:
-                    self.link.refuse("that nothing waits for")
+                    self._refuse(message)
                     return
                 deliver = self._waiting[0].popleft()
                 if not self._waiting[0]:

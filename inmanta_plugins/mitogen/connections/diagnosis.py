@@ -246,15 +246,15 @@ def _diagnose(
 ) -> ConnectError | PythonNotFoundError:
     text = str(failure)
     if isinstance(failure, NoisyError):
-        return ConnectError.of_hop(hop, Cause.OTHER, text)
+        return ConnectError(hop, Cause.OTHER, text)
     if isinstance(failure, HopLost):
-        return ConnectError.of_hop(hop, Cause.HOP_LOST, text)
+        return ConnectError(hop, Cause.HOP_LOST, text)
     said = _Said(text)
     cause = said.cause()
     # What a local hop could not start is the interpreter: ask which ones are there.
     not_started = said.not_started and hop["method_name"] == "local"
     if cause not in (Cause.OTHER, Cause.PYTHON_FAILED) and not not_started:
-        return ConnectError.of_hop(hop, cause, _with_advice(hop, said))
+        return ConnectError(hop, cause, _with_advice(hop, said))
     # A search for an interpreter ("auto") that ended without one has reported already.
     report = interpreters.parse_report(text)
     if report is None:
@@ -265,11 +265,11 @@ def _diagnose(
         return error
     again = _Said(text)
     if again.cause() is not Cause.OTHER and cause is Cause.OTHER:
-        return ConnectError.of_hop(hop, again.cause(), _with_advice(hop, again))
+        return ConnectError(hop, again.cause(), _with_advice(hop, again))
     if again.lines and not said.lines and report is None:
         said = again
     shown = f"{said}\nThe command was: {command}" if command and cause is Cause.OTHER else str(said)
-    return ConnectError.of_hop(hop, cause, shown)
+    return ConnectError(hop, cause, shown)
 
 
 def _with_advice(hop: Mapping[str, object], said: _Said) -> str:
@@ -289,7 +289,7 @@ def too_old(hop: Mapping[str, object], program: str, version: str, found: str = 
     """
     needed = ".".join(map(str, interpreters.MINIMUM))
     detail = f"{program} is Python {version}, at least {needed} is needed"
-    return ConnectError.of_hop(hop, Cause.PYTHON_TOO_OLD, f"{detail}; {found}" if found else detail)
+    return ConnectError(hop, Cause.PYTHON_TOO_OLD, f"{detail}; {found}" if found else detail)
 
 
 def _from_report(
@@ -304,15 +304,15 @@ def _from_report(
         return too_old(hop, program, str(requested.version), found)
     if requested.status is interpreters.Status.PERMISSION_DENIED:
         detail = f"the user may not execute {program}; {found}"
-        return ConnectError.of_hop(hop, Cause.PYTHON_DENIED, detail)
+        return ConnectError(hop, Cause.PYTHON_DENIED, detail)
     if requested.exit_status == 126 and hop["method_name"] == "sudo" and not report.found:
         detail = "sudo lets what it starts start no other programs (NOEXEC in sudoers)"
-        return ConnectError.of_hop(hop, Cause.NOT_ALLOWED, detail)
+        return ConnectError(hop, Cause.NOT_ALLOWED, detail)
     if requested.status is interpreters.Status.FAILED:
         output = _shown([line[:LONGEST_SHOWN_LINE] for line in requested.output.splitlines()])
         said = f" ({output})" if output else ""
         detail = f"{program} ended with status {requested.exit_status}{said}; {found}"
-        return ConnectError.of_hop(hop, Cause.PYTHON_FAILED, detail)
+        return ConnectError(hop, Cause.PYTHON_FAILED, detail)
     return None
 
 
@@ -324,9 +324,7 @@ def unprepared(hop: Mapping[str, object], failure: Exception) -> ConnectError:
     :param failure: What came of preparing it.
     """
     if isinstance(failure, mitogen.core.TimeoutError):
-        return ConnectError.of_hop(
-            hop, Cause.TIMEOUT, f"{_TIMED_OUT} Its Python runs, and is silent."
-        )
+        return ConnectError(hop, Cause.TIMEOUT, f"{_TIMED_OUT} Its Python runs, and is silent.")
     said = _Said(str(failure))
     cause = Cause.HOP_LOST if isinstance(failure, HopLost) else said.cause()
-    return ConnectError.of_hop(hop, cause, str(said))
+    return ConnectError(hop, cause, str(said))

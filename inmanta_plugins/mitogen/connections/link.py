@@ -1,11 +1,13 @@
 """One hop of a context: how it is connected, whether it lives, and how it is ended."""
 
 import contextlib
+import functools
 import os
 import random
 import select
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -138,16 +140,6 @@ class Link:
             return True
         return self.router.allow(self.context, function)
 
-    def refuse(self, what: str) -> None:
-        """
-        Count a message that the host should not have sent.
-
-        :param what: What is wrong with it, to complete "it sent a message …".
-        """
-        stream = self._stream()
-        if stream is not None:
-            self.router.stray(stream.protocol.remote_id, what)
-
     def _connect(self, hop: Serialized) -> mitogen.parent.Context:
         method = str(hop["method_name"])
         options = mitogen_options(hop)
@@ -199,13 +191,18 @@ class Link:
     def _start(self, method: str, options: dict[str, object]) -> mitogen.parent.Context:
         if self.via is None:
             return self.router.connect(method, **options)
-        with self.via.serving(_seconds(options) + HOP_GRACE) as via:
-            context = self.router.connect(method, via=via, **options)
-            context.python_version = via.connected_version
-            return context
+        seconds = _seconds(options) + HOP_GRACE
+        via = self.via.context
+        ask = functools.partial(self.via.ask, seconds)
+        # In the place of the context, which would wait without end for a hop that hangs.
+        stand_in = types.SimpleNamespace(name=via.name, context_id=via.context_id, call=ask)
+        with self.via.serving(seconds):
+            context = self.router.connect(method, via=stand_in, **options)
+        context.via = via
+        return context
 
     @contextlib.contextmanager
-    def serving(self, seconds: float) -> Iterator["_BoundedHop"]:
+    def serving(self, seconds: float) -> Iterator[None]:
         """Hold this hop for one connection through it; one that doesn't answer is cut off."""
         with self._connecting:
             if not self.is_too_old:
@@ -213,11 +210,29 @@ class Link:
                     self.context.send(_mitogen.order_own(_mitogen.forget_ended))
                 self.allow(inmanta_mitogen.hop.connect)
             try:
-                yield _BoundedHop(self.context, seconds, self.is_too_old)
+                yield
                 self._has_connected = True
             except mitogen.core.TimeoutError:
                 self.cut()
                 raise HopLost(f"it did not answer for {seconds:.0f} seconds") from None
+
+    def ask(self, seconds: float, function: Callable[..., object], **kwargs: object) -> object:
+        """Do what mitogen's ``Context.call`` does for mitogen's connecting, for a limited time."""
+        # Ours tells more of a failure.
+        function = function if self.is_too_old else inmanta_mitogen.hop.connect
+        receiver = self.context.call_async(function, **kwargs)
+        try:
+            answer = receiver.get(timeout=seconds)
+        except mitogen.core.TimeoutError:
+            receiver.close()
+            raise
+        try:
+            value = read_answer(answer.data)
+        except UnreadableError as error:
+            raise mitogen.core.StreamError(f"its answer cannot be read: {error}") from None
+        if isinstance(value, mitogen.core.CallError):
+            raise value
+        return value
 
     def _order(self, function: Callable[..., object], *args: object) -> None:
         """Have the interpreter call a function once it can, and wait for nothing."""
@@ -292,44 +307,3 @@ class Link:
 def _seconds(options: Mapping[str, object]) -> float:
     timeout = options.get("connect_timeout") or mitogen.parent.Options.connect_timeout
     return float(timeout)  # type: ignore[arg-type]  # a number, the context is valid
-
-
-class _BoundedHop:
-    """
-    Stands in for the hop in mitogen's ``Router.connect(via=…)``, which would wait without end for
-    one that hangs.
-    """
-
-    def __init__(self, context: mitogen.parent.Context, seconds: float, is_too_old: bool) -> None:
-        self.name = context.name
-        self.context_id = context.context_id
-        self._context = context
-        self._seconds = seconds
-        self._is_too_old = is_too_old
-        self.connected_version = ""
-        """The version of the Python that was connected through it, where that is known."""
-
-    def call(self, function: Callable[..., object], *args: object, **kwargs: object) -> object:
-        """As mitogen's ``Context.call``, with a limit of time."""
-        if function is not _mitogen.proxy_connect or self._is_too_old:
-            return self._ask(function, *args, **kwargs)
-        # Ours tells more of a failure.
-        answer = self._ask(inmanta_mitogen.hop.connect, *args, **kwargs)
-        if isinstance(answer, dict):
-            self.connected_version = str(answer.get("python", ""))
-        return answer
-
-    def _ask(self, function: Callable[..., object], *args: object, **kwargs: object) -> object:
-        receiver = self._context.call_async(function, *args, **kwargs)
-        try:
-            answer = receiver.get(timeout=self._seconds)
-        except mitogen.core.TimeoutError:
-            receiver.close()
-            raise
-        try:
-            value = read_answer(answer.data)
-        except UnreadableError as error:
-            raise mitogen.core.StreamError(f"its answer cannot be read: {error}") from None
-        if isinstance(value, mitogen.core.CallError):
-            raise value
-        return value

@@ -58,7 +58,7 @@ def check_identity_file(hop: Mapping[str, object]) -> None:
     if os.path.exists(os.path.expanduser(str(path))):
         return
     detail = f"the identity file {path} does not exist on the agent"
-    raise ConnectError.of_hop(hop, Cause.AUTHENTICATION, detail)
+    raise ConnectError(hop, Cause.AUTHENTICATION, detail)
 
 
 class _Bare(mitogen.parent.Connection):  # type: ignore[misc]  # mitogen is not typed

@@ -23,16 +23,6 @@ from inmanta_plugins.mitogen.texts import bounded_text
 LOGGER = logging.getLogger(__name__)
 
 
-class QuietMessage(mitogen.core.Message):  # type: ignore[misc]  # mitogen is not typed
-    """A message that shows its size and not its content in mitogen's debug log."""
-
-    def __repr__(self) -> str:
-        return (
-            f"Message(src={self.src_id}:{self.reply_to} dst={self.dst_id}:{self.handle}"
-            f" auth_id={self.auth_id} {len(self.data)} bytes)"
-        )
-
-
 class Guest:
     """
     What is known of the host at the other end of a stream.
@@ -42,9 +32,10 @@ class Guest:
     :attr routed: Those of them that it told of.
     """
 
-    def __init__(self, id: int, name: str) -> None:
+    def __init__(self, id: int, name: str, stream: mitogen.core.Stream) -> None:
         self.id = id
         self.name = name
+        self.stream = stream
         self.connects = 0
         self.blocks: list[range] = []
         self.routed: set[int] = set()
@@ -130,6 +121,7 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
         context = self.context_by_id(new, via_id=via_context.context_id)
         context.via = via_context
         context.name = f"{via_context.name}.{its_name}"
+        context.python_version = bounded_text(str(answer.get("python", "")), 20)
         return context
 
     def allow(self, context: AgentContext, function: Callable[..., object]) -> bool:
@@ -160,17 +152,10 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
 
     def register(self, context: mitogen.parent.Context, stream: mitogen.core.Stream) -> None:
         """As mitogen's own, which calls it for each connection that is complete."""
-        guest = Guest(context.context_id, context.name or str(context.context_id))
+        guest = Guest(context.context_id, context.name or str(context.context_id), stream)
         self._guests[stream] = guest
         super().register(context, stream)
         mitogen.core.listen(stream, "disconnect", lambda: self._on_gone(stream))
-
-    def _on_respondent_disconnect(self, context: mitogen.parent.Context) -> None:
-        """As mitogen's own, which ends the broker when one handler removes another of the host."""
-        for handle in self._handles_by_respondent.pop(context, ()):
-            _, handler, _, _ = self._handle_map.pop(handle, (None,) * 4)
-            if handler is not None:
-                handler(mitogen.core.Message.dead(self.respondent_disconnect_msg))
 
     def _on_gone(self, stream: mitogen.core.Stream) -> None:
         guest = self._guests.pop(stream, None)
@@ -189,15 +174,13 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
     def _async_route(
         self, msg: mitogen.core.Message, in_stream: mitogen.core.Stream | None = None
     ) -> None:
-        if type(msg) is mitogen.core.Message:
-            msg.__class__ = QuietMessage
         if in_stream is not None:
             guest = self._guests.get(in_stream)
             if guest is None or guest.cut:
                 return
             trouble = self._trouble_with(msg, in_stream)
             if trouble:
-                self._on_stray(msg, in_stream, guest, trouble)
+                self._refuse(msg, guest, trouble)
                 return
         super()._async_route(msg, in_stream)
 
@@ -220,40 +203,16 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
             return "in answer to a call that was made to another"
         return ""
 
-    def stray(self, host: int, what: str, *, log: bool = True) -> None:
+    def stray(self, guest: Guest | None, what: str, *, log: bool = True) -> None:
         """
         Count a message that a host should not have sent; cut the host off when there are too many.
 
-        :param host: The id of the context next to the agent.
+        :param guest: The host, if it is still connected.
         :param what: What is wrong with the message, to complete "it sent a message …".
         :param log: Whether to log the first one.
         """
-        stream = self._stream_by_id.get(host)
-        guest = self._guests.get(stream)
-        if guest is not None:
-            self._count_stray(stream, guest, what, log=log)
-
-    def _on_stray(
-        self,
-        msg: mitogen.core.Message,
-        stream: mitogen.core.Stream,
-        guest: Guest,
-        trouble: str,
-    ) -> None:
-        if msg.reply_to and not msg.is_dead and not guest.strays > MOST_STRAYS:
-            # One reason for all: another would tell which ids and handles are in use.
-            refusal = mitogen.core.Message.dead(
-                "refused: a host reaches only its agent, and what that waits for",
-                dst_id=msg.src_id,
-                handle=msg.reply_to,
-            )
-            if self._stream_by_id.get(msg.src_id) is stream:
-                stream.protocol._send(refusal)
-        self._count_stray(stream, guest, trouble)
-
-    def _count_stray(
-        self, stream: mitogen.core.Stream, guest: Guest, what: str, *, log: bool = True
-    ) -> None:
+        if guest is None:
+            return
         guest.strays += 1
         if log and not guest.logged:
             guest.logged = True
@@ -267,7 +226,19 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
                 MOST_STRAYS,
                 what,
             )
-            self.broker.defer(stream.on_disconnect, self.broker)
+            self.broker.defer(guest.stream.on_disconnect, self.broker)
+
+    def _refuse(self, msg: mitogen.core.Message, guest: Guest, what: str) -> None:
+        if msg.reply_to and not msg.is_dead and not guest.strays > MOST_STRAYS:
+            # One reason for all: another would tell which ids and handles are in use.
+            refusal = mitogen.core.Message.dead(
+                "refused: a host reaches only its agent, and what that waits for",
+                dst_id=msg.src_id,
+                handle=msg.reply_to,
+            )
+            if self._stream_by_id.get(msg.src_id) is guest.stream:
+                guest.stream.protocol._send(refusal)
+        self.stray(guest, what)
 
     def guest_of(self, msg: mitogen.core.Message) -> Guest | None:
         """
@@ -289,7 +260,7 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
                 or not any(target in block for block in guest.blocks)
                 or not self._is_news(guest, target, adds=msg.handle == mitogen.core.ADD_ROUTE)
             ):
-                self.stray(guest.id, "about a context that is not its own")
+                self.stray(guest, "about a context that is not its own")
                 return
             # As text for sure: the handler decodes it.
             tail = b":" + name.decode("utf-8", "replace").encode() if name else b""
@@ -313,7 +284,7 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
             return
         # Each context that it is to connect may be the first of one more hop behind it.
         if len(guest.blocks) >= guest.connects:
-            self.stray(guest.id, "to get ids, which it was given no use for")
+            self.stray(guest, "to get ids, which it was given no use for")
             msg.reply(mitogen.core.Message.dead("refused"))
             return
         first, end = self.id_allocator.allocate_block()

@@ -215,7 +215,7 @@ class ServedModules:
         if msg.is_dead or host is None:
             return
         if len(msg.data) > 4 * LONGEST_NAME or msg.src_id != host.id:
-            self._router.stray(host.id, "for a module that can't be one")
+            self._router.stray(host, "for a module that can't be one")
             return
         name = msg.data.decode("utf-8", "replace")
         if name in _names_of_mitogen():
@@ -225,7 +225,7 @@ class ServedModules:
             served = host.served
             if name in served.sent:
                 # It may have asked before that came.
-                self._router.stray(host.id, "for a module that it has got already", log=False)
+                self._router.stray(host, "for a module that it has got already", log=False)
                 return
             if name in _explicit:
                 served.allowed.add(name)
@@ -236,7 +236,7 @@ class ServedModules:
 
     def _send_mitogen(self, host: "Guest", name: str, msg: mitogen.core.Message) -> None:
         if name in self._router.stream_by_id(host.id).protocol.sent_modules:
-            self._router.stray(host.id, "for a module that it has got already", log=False)
+            self._router.stray(host, "for a module that it has got already", log=False)
             return
         msg.data = name.encode()
         # The public interface ends here: how mitogen's responder serves a host.
@@ -249,13 +249,13 @@ class ServedModules:
         try:
             package, name = _names(msg.data)
         except ValueError:
-            self._router.stray(host.id, "for a data file that can't be one")
+            self._router.stray(host, "for a data file that can't be one")
             return
         with self._lock:
             served = host.served
             content = None
             if (package, name) in served.data_files:
-                self._router.stray(host.id, "for a data file that it has got already", log=False)
+                self._router.stray(host, "for a data file that it has got already", log=False)
                 return
             if package in served.allowed or package in _explicit:
                 content = modules.data_file(package, name, LARGEST_DATA_FILE)
@@ -267,7 +267,7 @@ class ServedModules:
 
     def _refuse(self, host: "Guest", name: str) -> None:
         served = host.served
-        self._router.stray(host.id, "for modules that it may not have", log=False)
+        self._router.stray(host, "for modules that it may not have", log=False)
         if name in served.refused or len(served.refused) >= MOST_REFUSALS:
             return
         served.refused.add(name)
