@@ -10,7 +10,7 @@ import pytest
 
 import support
 from inmanta_plugins.mitogen import Proxy
-from inmanta_plugins.mitogen.connections.hub import Connection
+from inmanta_plugins.mitogen.connections.connection import Connection
 
 
 @pytest.fixture
