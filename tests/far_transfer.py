@@ -37,17 +37,6 @@ def endless() -> mitogen.core.Message:
     return _keep(transfer())
 
 
-def drip() -> mitogen.core.Message:
-    """Sends a little again and again."""
-
-    def transfer() -> "Generator[bytes, bytes, None]":
-        while True:
-            time.sleep(0.1)
-            yield b"x"
-
-    return _keep(transfer())
-
-
 @mitogen.core.takes_econtext
 def begin_late(number: int, path: str, size: int, in_place: bool, econtext: Any) -> None:
     """Begins to receive as a host that is far, or slow."""

@@ -16,7 +16,6 @@ import sys
 import threading
 import tracemalloc
 import types
-import typing
 import uuid
 
 import mitogen.core
@@ -169,42 +168,24 @@ def wild_value(rng: random.Random, depth: int = 4) -> object:
     """
     What comes along at worst.
     """
-    leaves: list[object] = [
-        "a\0b",
-        "\ud800",
-        "\udcff" * rng.randrange(40),
-        float("nan"),
-        float("-inf"),
-        b"\0\xff" * rng.randrange(40),
-        10 ** rng.randrange(6000),
-        -(1 << rng.randrange(50_000)),
-        Unprintable(),
-        Colour.RED,
-        Text("\0"),
-        SECRET,
-        BLOB,
-        threading.Lock(),
-        Pair,
-        memoryview(b"hush"),
-        array.array("d", [float("nan")]),
-    ]
+    some, many = rng.randrange(40), rng.randrange(6000)
+    hashable = ["a\0b", "\ud800", float("nan"), "\udcff" * some, b"\0\xff" * some, 10**many]
+    others = [threading.Lock(), memoryview(b"hush"), array.array("d", [float("nan")])]
+    leaf = rng.choice([*hashable, *others, *(value for value, _ in FITS)])
     if not depth:
-        return rng.choice(leaves)
-
-    def deeper() -> list[object]:
-        return [wild_value(rng, depth - 1) for _ in range(rng.randrange(4))]
-
-    containers: list[typing.Callable[[], object]] = [
-        deeper,
-        lambda: tuple(deeper()),
-        lambda: collections.deque(deeper()),
-        lambda: Pair(deeper(), wild_value(rng, depth - 1)),
-        lambda: Exception(*deeper()),
-        lambda: dict(enumerate(deeper())),
-        lambda: {rng.choice(leaves[:8]): item for item in deeper()},
-        lambda: types.MappingProxyType(dict(enumerate(deeper()))),
+        return leaf
+    items = [wild_value(rng, depth - 1) for _ in range(rng.randrange(4))]
+    containers: list[object] = [
+        leaf,
+        items,
+        tuple(items),
+        collections.deque(items),
+        Pair(items, leaf),
+        Exception(*items),
+        {rng.choice(hashable): item for item in items},
+        types.MappingProxyType(dict(enumerate(items))),
     ]
-    return rng.choice([lambda: rng.choice(leaves), *containers])()
+    return rng.choice(containers)
 
 
 def test_whatever_is_logged_can_be_stored_and_is_short(set_limit: SetLimit) -> None:

@@ -56,10 +56,6 @@ def options_of_mitogen(method: str) -> dict[str, inspect.Parameter]:
     }
 
 
-def compiled(project: Project, *expressions: str) -> None:
-    project.compile("import mitogen\nimport std\n" + "\n".join(expressions))
-
-
 def instance_of(project: Project, name: str) -> DynamicProxy:
     """
     The instance of that very entity; get_instances also finds those of the ones that extend it.
@@ -97,7 +93,7 @@ def instances(request: pytest.FixtureRequest) -> dict[str, DynamicProxy]:
     """
     if not _instances:
         project: Project = request.getfixturevalue("project")
-        compiled(project, *EXAMPLES.values())
+        project.compile("\n".join(["import mitogen", *EXAMPLES.values()]))
         _instances.update({name.lower(): instance_of(project, name) for name in EXAMPLES})
     return _instances
 
@@ -190,13 +186,3 @@ def test_a_context_sets_its_method_and_nothing_else(instances: dict[str, Dynamic
         for attribute, option in METHODS[method].items():
             if attribute != "name" and not option.required:
                 assert getattr(instance, attribute) is None, (method, attribute)
-
-
-def test_a_host_has_a_context_of_any_method(project: Project) -> None:
-    compiled(
-        project,
-        'std::Host(name="h", os=std::linux, via=mitogen::Su(via=mitogen::Ssh(hostname="h")))',
-    )
-    [host] = project.get_instances("std::Host")
-    assert host.via.method_name == "su"
-    assert host.via.via.hostname == "h"

@@ -2,9 +2,7 @@
 From a model to the dict that a resource carries.
 """
 
-import collections.abc
 import importlib
-import itertools
 import json
 import logging
 import re
@@ -21,8 +19,6 @@ from support import IMPLICIT
 LOGGER = logging.getLogger(__name__)
 
 Project = pytest_inmanta.plugin.Project
-# The class of the resource is made with its module.
-Export = collections.abc.Callable[..., Any]
 
 MODEL = """
 import std
@@ -256,48 +252,20 @@ import inmanta.resources
 import inmanta_plugins.mitogen.abc
 
 
-@inmanta.resources.resource("{module}::Thing", id_attribute="name", agent="agent_name")
+@inmanta.resources.resource("probe::Thing", id_attribute="name", agent="agent_name")
 class Thing(inmanta_plugins.mitogen.abc.ResourceABC):
     fields = ("name", "agent_name")
 """
 
 
-_numbers = itertools.count()
-
-
-@pytest.fixture
-def export(project: Project) -> Export:
-    """
-    Exports a model with Things of a module called probe, and gives these resources by their names.
-    """
-    # A module stays in the project that the tests share, and can't be made twice.
-    module = f"exported{next(_numbers)}"
-
-    def export_all(*expressions: str) -> dict[str, Any]:
-        imports = f"import {module} as probe\nimport mitogen\nimport std\n"
-        project.compile(imports + "\n".join(expressions))
-        return {id.attribute_value: one for id, one in project.resources.items()}
-
-    project.create_module(module, PROBE, PROBE_PLUGIN.format(module=module))
-    return export_all
-
-
-def test_the_exported_resource_carries_the_context(export: Export) -> None:
-    resource = export(
-        'web = std::Host(name="web", ip="10.0.0.1", os=std::linux)',
-        'probe::Thing(name="thing", host=web)',
-    )["thing"]
-    assert resource.via == IMPLICIT
-    assert json.loads(json.dumps(resource.serialize()))["via"] == IMPLICIT
-
-
 @pytest.mark.needs_core(18)
 def test_a_reference_is_resolved_by_the_agent_and_not_before(
-    project: Project,
-    export: Export,
-    monkeypatch: pytest.MonkeyPatch,
+    project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resources = export(
+    project.create_module("probe", PROBE, PROBE_PLUGIN)
+    model = (
+        "import mitogen",
+        "import probe",
         'secret = std::create_environment_reference("PROBE_PASSWORD")',
         'user = std::create_environment_reference("PROBE_USER")',
         'gate = mitogen::Ssh(hostname="gate", password=secret, ssh_args=["-l", user])',
@@ -306,6 +274,8 @@ def test_a_reference_is_resolved_by_the_agent_and_not_before(
         'os = std::OS(name="os", python_cmd=python)',
         'probe::Thing(name="implicit", host=std::Host(name="web", ip="10.0.0.1", os=os))',
     )
+    project.compile("\n".join(model))
+    resources: dict[str, Any] = {id.attribute_value: one for id, one in project.resources.items()}
     exported = json.dumps(resources["explicit"].serialize())
     assert "hush" not in exported
     assert "PROBE_PASSWORD" in exported

@@ -10,12 +10,10 @@ from typing import Any
 import mitogen.parent
 import pytest
 
-from inmanta_plugins.mitogen import Proxy
 from inmanta_plugins.mitogen.contexts.options import METHODS, ONE_OF
 from inmanta_plugins.mitogen.contexts.validate import checked_context
 from inmanta_plugins.mitogen.errors import ContextError
 from inmanta_plugins.mitogen.settings import SettingError
-from pytest_inmanta_mitogen import SshHost
 from support import IMPLICIT
 
 SSH: dict[str, Any] = {"method_name": "ssh", "hostname": "10.0.0.1", "username": "probe"}
@@ -161,12 +159,6 @@ def test_what_is_no_dict_is_refused() -> None:
             checked_context(wrong)
 
 
-def test_docker_needs_a_container_or_an_image() -> None:
-    with pytest.raises(ContextError, match="container, image"):
-        checked_context({"method_name": "docker"})
-    checked_context({"method_name": "docker", "image": "alpine"})
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -246,14 +238,3 @@ def test_a_wrong_policy_is_an_error_that_names_it(
         checked_context({"method_name": "local"})
     for told in (POLICY, repr(wrong), "enforce, accept, ignore"):
         assert told in str(failure.value)
-
-
-def test_a_host_is_reached_with_values_that_were_read(mitogen_ssh_host: SshHost) -> None:
-    context = mitogen_ssh_host.serialized(compression=1)
-    context |= {
-        "port": str(context["port"]),
-        "identity_file": pathlib.Path(context["identity_file"]),
-        "python_path": [pathlib.Path(*context["python_path"])],
-    }
-    with Proxy(context) as proxy:
-        assert proxy.file_exists("/")

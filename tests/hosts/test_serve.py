@@ -116,13 +116,10 @@ def agent(
     monkeypatch.syspath_prepend(str(tmp_path))
     plugins = importlib.import_module("inmanta_plugins")
     monkeypatch.setattr(plugins, "__path__", [*plugins.__path__, str(tmp_path / "inmanta_plugins")])
-    before = set(sys.modules)
     yield tmp_path
-    for name in set(sys.modules) - before:
-        if name.split(".")[0] in ("toplevel_tool", "toplevel_canary", "other_tool") or (
-            name.startswith(("inmanta_plugins.webapp", "inmanta_plugins.needy"))
-        ):
-            del sys.modules[name]
+    own = ("toplevel_", "other_tool", "inmanta_plugins.webapp", "inmanta_plugins.needy")
+    for name in [name for name in sys.modules if name.startswith(own)]:
+        del sys.modules[name]
 
 
 @pytest.fixture
@@ -167,19 +164,10 @@ OTHERS = [
 ]  # fmt: skip
 
 
-def test_any_other_module_is_refused(
-    proxy: Proxy, remote: types.ModuleType, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_any_other_module_is_refused(proxy: Proxy, remote: types.ModuleType) -> None:
     assert proxy.remote_call(remote.all_of_it)
-    for name in OTHERS:
-        caplog.clear()
-        request_modules(proxy, name.encode(), name.encode())
-        assert proxy.remote_call(remote.pid)
-        logged = [record.getMessage() for record in caplog.records if name in record.getMessage()]
-        assert len(logged) <= 1
-        if logged:  # a context behind a hop asks the hop, by messages that only it can send
-            assert f"Host here asked for the module '{name}', which nothing" in logged[0]
-            assert "allow_modules" in logged[0]
+    request_modules(proxy, *(name.encode() for name in OTHERS))
+    assert proxy.remote_call(remote.pid)
     sent, _ = proxy.remote_call(hostile_side.held_modules)
     assert not set(OTHERS) & set(sent)
 
@@ -195,6 +183,7 @@ def test_a_refusal_is_logged_once_with_the_host_and_the_module(
     (record,) = caplog.records
     expected = "Host here asked for the module 'toplevel_canary', which nothing that was called"
     assert record.getMessage().startswith(f"{expected} there needs")
+    assert "allow_modules" in record.getMessage()
 
 
 def test_what_is_refused_stays_few_in_the_log(
@@ -441,9 +430,3 @@ def test_a_module_that_was_changed_is_sent_anew(proxy: Proxy, agent: pathlib.Pat
     )
     module = importlib.reload(module)
     assert proxy.remote_call(module.other) == "new!"
-
-
-def test_mitogen_of_this_version_asks_for_modules_as_expected() -> None:
-    # What serving rests on beyond mitogen's public interface.
-    assert mitogen.core.GET_MODULE == 100
-    assert mitogen.core.LOAD_MODULE

@@ -117,42 +117,29 @@ def test_what_is_not_on_disk_or_did_not_go_over_ssh_is_told(
 # What is shown
 
 
-def shown(deployed: Deployed, width: int = 80) -> str:
-    output = io.StringIO()
-    show = Show(rich.console.Console(file=output, width=width))
-    show.resources(
-        deployed, ways=scenario.WAYS, wanted_state=scenario.wanted_state, directory="/tmp/x"
-    )
-    return output.getvalue()
-
-
 def test_calls_and_states_are_shown(deployed: Deployed) -> None:
-    name = "inmanta_plugins.envfile.remote.write_the_variables_of_a_file"
     log = [
         called("inmanta_mitogen.lexists", "/tmp/x/a.txt", result=False),
         called("os.chmod", "/tmp/x/a.txt", 0o644),
-        called("inmanta_mitogen.put", "/tmp/x/a.txt", r"b'hello\n'"),
         called("os.stat", "a [bold]x[/bold]"),
-        called(name, "x" * 200),
     ]
     deployed[0] = dataclasses.replace(deployed[0][0], state="skipped"), log
+    output = io.StringIO()
 
-    lines = shown(deployed).splitlines()
+    Show(rich.console.Console(file=output, width=80)).resources(
+        deployed, ways=scenario.WAYS, wanted_state=scenario.wanted_state, directory="/tmp/x"
+    )
 
-    text = " ".join(" ".join(lines).split())
+    text = " ".join(output.getvalue().split())
     for wanted in (
         "lexists('…/a.txt') → False",
         "os.chmod('…/a.txt', 0o644) → None",
-        r"put('…/a.txt', b'hello\n') → None",
         "os.stat('a [bold]x[/bold]')",
         "skipped, not deployed",
         "failed as expected fs::File x",
         "PythonNotFoundError: [Errno 2] No such python interpreter on host there",
     ):
         assert wanted in text
-    # The name of a function is never cut.
-    assert any(name in line for line in lines)
-    assert max(map(len, lines)) <= 80
 
 
 def test_of_a_log_the_warnings_and_errors_are_shown_with_their_tracebacks() -> None:
