@@ -72,17 +72,6 @@ def table_sizes(router: Any) -> Dict[str, int]:
     }
 
 
-@mitogen.core.takes_router
-def call_context(context_id: int, router: Any) -> Any:
-    """Asks another context of the same agent to run something."""
-    message = mitogen.core.Message.pickled(
-        (None, "os", None, "getpid", (), mitogen.core.Kwargs({})),
-        handle=mitogen.core.CALL_FUNCTION,
-    )
-    context = router.context_by_id(context_id)
-    return context.send_async(message).get(timeout=10).unpickle()
-
-
 class Holder:
     @staticmethod
     def static(value: Any) -> Any:

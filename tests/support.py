@@ -14,10 +14,12 @@ import pwd
 import re
 import secrets
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 from typing import Any, TypeVar
@@ -26,7 +28,7 @@ import inmanta.agent.handler
 import psutil
 import pytest
 
-from inmanta_plugins.mitogen import Proxy
+from inmanta_plugins.mitogen import Cause, ConnectError, Proxy, RemoteException
 from inmanta_plugins.mitogen.connections.connection import Connection
 
 Context = dict[str, Any]
@@ -107,6 +109,44 @@ def connect_error(context: Context, expected: type[E]) -> E:
             assert hop.get("password", "\0") not in text
         hop = hop.get("via")
     return error
+
+
+def fails_with(cause: Cause, context: Context) -> ConnectError:
+    """
+    Connects in vain, for this reason.
+    """
+    error = connect_error(context, ConnectError)
+    assert error.cause is cause
+    return error
+
+
+def call_fails_with(cause: Cause, proxy: Proxy) -> None:
+    """
+    Makes a call for which it can't connect, for this reason.
+    """
+    with pytest.raises(RemoteException) as raised:
+        proxy.file_exists("/")
+    error = raised.value.remote_exception
+    assert isinstance(error, ConnectError)
+    assert error.cause is cause
+
+
+def freeze(pid: int) -> None:
+    """
+    Stops a process, as a host that hangs.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: is_stopped(pid), f"{pid} is stopped")
+
+
+def write_files(directory: pathlib.Path, files: collections.abc.Mapping[str, str]) -> None:
+    """
+    Writes files, without the indentation that their texts have in common.
+    """
+    for name, text in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text).lstrip())
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ import importlib
 import logging
 import os
 import re
-import signal
 import sys
 import threading
 import time
@@ -56,9 +55,7 @@ def test_a_proxy_is_connected_and_disconnected_again_and_again() -> None:
 def test_a_host_that_does_not_leave_is_cut_off(nothing_left: None, best_effort: bool) -> None:
     proxy = Proxy(dict(LOCAL))
     proxy.connect()
-    pid = proxy.remote_call(os.getpid)
-    os.kill(pid, signal.SIGSTOP)
-    support.wait_until(lambda: support.is_stopped(pid), "it is stopped")
+    support.freeze(proxy.remote_call(os.getpid))
     if best_effort:
         proxy.disconnect(timeout=0.3, best_effort=True)
     else:
@@ -291,8 +288,6 @@ def test_owners_are_set_by_name_or_number(proxy: Proxy, tmp_path: Path) -> None:
 
 def test_commands_run(proxy: Proxy, recorder: Recorder) -> None:
     assert proxy.run("sh", ["-c", "echo ' out '; echo err >&2; exit 3"]) == ("out", "err", 3)
-    assert proxy.run("cat", stdin=b"given") == ("given", "", 0)
-    assert proxy.run("sh", ["-c", "echo $X"], env={"X": "y"}, cwd="/")[0] == "y"
     assert recorder.calls[0]["args"][0] == "sh"
     assert proxy.run("cat", stdin="\udcff")[0] == "\ufffd"
     with pytest.raises(RemoteException, match="no-such-program"):

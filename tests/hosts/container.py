@@ -6,7 +6,6 @@ import collections.abc
 import contextlib
 import os
 import pathlib
-import re
 import secrets
 import shlex
 import shutil
@@ -147,15 +146,16 @@ def in_podman(container: Container, python_path: list[str], user: str = "root") 
     }
 
 
-def password_hash(user: support.User) -> str:
+def interpreters() -> set[str]:
     """
-    :return: What the machine's shadow file has of the user's password.
+    :return: All that may be an interpreter of this machine.
     """
-    for line in pathlib.Path("/etc/shadow").read_text().splitlines():
-        name, text, *_ = line.split(":")
-        if name == user.name:
-            return text
-    raise LookupError(user.name)
+    return {
+        str(path.resolve())
+        for place in ("/usr/bin", "/usr/local/bin", "/usr/libexec")
+        for name in ("python*", "pypy*", "platform-python*")
+        for path in pathlib.Path(place).glob(name)
+    }
 
 
 @contextlib.contextmanager
@@ -173,23 +173,12 @@ def running_container(
     directory = pathlib.Path(tempfile.mkdtemp(prefix="containers-"))
     directory.chmod(0o755)
     try:
-        container = Container(directory, owner.password, password_hash(owner))
+        _, password_hash, *_ = support.execute("getent", "shadow", owner.name).stdout.split(":")
+        container = Container(directory, owner.password, password_hash)
         try:
-            container.start([] if with_python else _interpreters())
+            container.start([] if with_python else interpreters())
             yield container
         finally:
             container.remove()
     finally:
         shutil.rmtree(directory)
-
-
-def _interpreters() -> set[str]:
-    names = re.compile(r"(python|pypy)[\d.]*|platform-python.*")
-    places = ("/usr/bin", "/usr/local/bin", "/usr/libexec")
-    return {
-        os.path.realpath(os.path.join(place, name))
-        for place in places
-        if os.path.isdir(place)
-        for name in os.listdir(place)
-        if names.fullmatch(name)
-    }

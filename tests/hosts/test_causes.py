@@ -23,7 +23,7 @@ from inmanta_plugins.mitogen import (
     RemoteException,
 )
 from pytest_inmanta_mitogen import SshHost, SshHostFactory
-from support import LOCAL, Context, connect_error
+from support import LOCAL, Context, call_fails_with, connect_error, fails_with
 from testbed.servers import free_port
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("idle_sockets", "nothing_left")]
@@ -116,8 +116,7 @@ FAILING: dict[str, tuple[list[str], Context, Cause, str]] = {
 @pytest.mark.parametrize("what", FAILING)
 def test_an_interpreter_that_does_not_start_tells_why(local: Context, what: str) -> None:
     python_path, options, cause, words = FAILING[what]
-    error = connect_error({**local, "python_path": python_path, **options}, ConnectError)
-    assert error.cause is cause
+    error = fails_with(cause, {**local, "python_path": python_path, **options})
     assert words in str(error)
     assert "import" not in str(error)  # the program that it was given
 
@@ -131,8 +130,7 @@ def test_a_python_that_lacks_a_module_says_which(
     lacks = f'raise ModuleNotFoundError("No module named {module!r}")\n'
     (tmp_path / f"{module}.py").write_text(lacks)
     python_path = script(f"export PYTHONPATH={tmp_path}")
-    error = connect_error({**local, "python_path": python_path}, ConnectError)
-    assert error.cause is Cause.PYTHON_FAILED
+    error = fails_with(Cause.PYTHON_FAILED, {**local, "python_path": python_path})
     assert f"lacks the module {module}: install" in str(error)
 
 
@@ -141,8 +139,7 @@ def test_a_module_that_shadows_the_standard_library_is_named(
 ) -> None:
     (tmp_path / "socket.py").touch()
     python_path = script(f"export PYTHONPATH={tmp_path}")
-    error = connect_error({**local, "python_path": python_path}, ConnectError)
-    assert error.cause is Cause.PYTHON_FAILED
+    error = fails_with(Cause.PYTHON_FAILED, {**local, "python_path": python_path})
     assert f"{tmp_path}/socket.py takes the place" in str(error)
 
 
@@ -161,8 +158,7 @@ def test_a_sudo_that_lets_nothing_start_a_program_says_so(
     python: str, trusted: support.User
 ) -> None:
     with support.sudo_setting(trusted, "noexec"):
-        error = connect_error(root_through(trusted, python), ConnectError)
-    assert error.cause is Cause.NOT_ALLOWED
+        error = fails_with(Cause.NOT_ALLOWED, root_through(trusted, python))
     assert "NOEXEC" in str(error)
 
 
@@ -179,8 +175,7 @@ def test_an_account_or_a_password_that_has_expired_is_told(
         support.execute("chage", what, when, user.name, check=True)
         to_user = {"method_name": "su", "username": user.name, "python_path": [python]}
         to_root = root_through(user, python, password=user.password)
-        error = connect_error(to_root if method == "sudo" else to_user, ConnectError)
-    assert error.cause is Cause.EXPIRED
+        fails_with(Cause.EXPIRED, to_root if method == "sudo" else to_user)
 
 
 def test_an_interpreter_that_sudos_user_may_not_execute_is_told(
@@ -191,8 +186,7 @@ def test_an_interpreter_that_sudos_user_may_not_execute_is_told(
     closed.write_text(f'#!/bin/sh\nexec {python} "$@"\n')
     closed.chmod(0o700)
     context = {"method_name": "sudo", "username": user.name, "python_path": [str(closed)]}
-    error = connect_error(context, ConnectError)
-    assert error.cause is Cause.PYTHON_DENIED
+    error = fails_with(Cause.PYTHON_DENIED, context)
     assert f"may not execute {closed}" in str(error)
 
 
@@ -226,18 +220,16 @@ def test_an_error_names_each_hop_on_the_way(local: Context) -> None:
 def test_a_missing_identity_file_is_told_before_ssh_is_started() -> None:
     context = {"method_name": "ssh", "hostname": "127.0.0.1", "ssh_path": "/nope/ssh"}
     context["identity_file"] = "/nope/key"
-    error = connect_error(context, ConnectError)
-    assert error.cause is Cause.AUTHENTICATION
+    error = fails_with(Cause.AUTHENTICATION, context)
     assert "identity file /nope/key does not exist" in str(error)
     # The hop's files are not ours to look at, and a password may do as well.
     for more in ({"via": LOCAL}, {"password": "secret"}):
-        assert connect_error({**context, **more}, ConnectError).cause is Cause.PROGRAM_MISSING
+        fails_with(Cause.PROGRAM_MISSING, {**context, **more})
 
 
 def test_an_unknown_cause_shows_the_command_and_no_secret(local: Context) -> None:
     context = {"method_name": "sudo", "name": "", "sudo_path": "/bin/false", "password": "canary"}
-    error = connect_error({**context, "via": local}, ConnectError)
-    assert error.cause is Cause.OTHER
+    error = fails_with(Cause.OTHER, {**context, "via": local})
     assert re.search("command was: /bin/false .*-u root -- ", str(error))
 
 
@@ -312,8 +304,5 @@ def test_a_server_that_has_too_many_connections_is_tried_again(
 def test_a_host_that_boots_and_is_silent_then_times_out(local: Context) -> None:
     silent = [sys.executable, silent_side.__file__, sys.executable]
     proxy = Proxy({**local, "python_path": silent, "connect_timeout": 1})
-    with proxy, pytest.raises(RemoteException, match="timed out") as caught:
-        proxy.file_exists("/")
-    error = caught.value.remote_exception
-    assert isinstance(error, ConnectError)
-    assert error.cause is Cause.TIMEOUT
+    with proxy:
+        call_fails_with(Cause.TIMEOUT, proxy)

@@ -27,7 +27,7 @@ from inmanta_plugins.mitogen import (
 from inmanta_plugins.mitogen.connections import hub as connect
 from inmanta_plugins.mitogen.connections import link as links
 from pytest_inmanta_mitogen import SshHost, SshHostFactory
-from support import Context
+from support import Context, call_fails_with, fails_with, freeze
 
 # A deadline against hangs: nothing here may wait for longer than its time-outs, added up.
 pytestmark = [
@@ -175,11 +175,7 @@ def test_a_server_that_is_down_fails_each_call_until_it_is_back(host: SshHost) -
         lost(proxy)
         held = support.Snapshot()
         for _ in range(2):
-            with pytest.raises(RemoteException) as caught:
-                proxy.run("true")
-            error = caught.value.remote_exception
-            assert isinstance(error, ConnectError)
-            assert error.cause is Cause.REFUSED
+            call_fails_with(Cause.REFUSED, proxy)
             held.settle()
         host.start()
         assert proxy.run("echo", ["back"])[0] == "back"
@@ -195,10 +191,7 @@ def test_a_frozen_host_is_found_by_the_call_timeout(host: SshHost) -> None:
         proxy.call_timeout = 0.5
         with pytest.raises(CallTimeoutError):
             proxy.run("true")
-        with pytest.raises(RemoteException) as caught:
-            proxy.run("true")
-        assert isinstance(caught.value.remote_exception, ConnectError)
-        assert caught.value.remote_exception.cause is Cause.TIMEOUT
+        call_fails_with(Cause.TIMEOUT, proxy)
         host.thaw()
         proxy.call_timeout = 30
         # A second is little for ssh on a busy machine.
@@ -232,9 +225,7 @@ def test_a_port_that_never_answers_costs_no_more_than_the_connect_timeout() -> N
     before = support.Snapshot()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         context = {"method_name": "ssh", "name": "", "hostname": "127.0.0.1", "connect_timeout": 1}
-        with pytest.raises(ConnectError) as caught:
-            Proxy({**context, "port": silent.getsockname()[1]}).connect()
-        assert caught.value.cause is Cause.TIMEOUT
+        fails_with(Cause.TIMEOUT, {**context, "port": silent.getsockname()[1]})
     before.settle()
 
 
@@ -262,11 +253,6 @@ def test_a_lost_hop_is_made_anew_and_no_call_is_repeated(
         assert (of_the_hop(proxy) == pids["hop"]) == (which == "interpreter")
     nothing_runs_on(sudo_host)
     support.wait_until(lambda: support.is_gone(pids["interpreter"]), "root's interpreter is gone")
-
-
-def freeze(pid: int) -> None:
-    os.kill(pid, signal.SIGSTOP)
-    support.wait_until(lambda: support.is_stopped(pid), f"{pid} is frozen")
 
 
 def test_an_interpreter_frozen_behind_a_hop_is_killed_and_the_hop_stays(

@@ -13,7 +13,6 @@ import pytest_inmanta_mitogen
 import support
 from inmanta_plugins.mitogen import Proxy
 from pytest_inmanta_mitogen import SshHost
-from support import Context
 
 ROOT = pathlib.Path(pytest_inmanta_mitogen.__file__).parents[1]
 
@@ -145,8 +144,3 @@ def test_an_ordinary_user_can_start_a_host(user: support.User, python: str) -> N
     command = ("runuser", "-u", user.name, "--", python, user.home / "run.py")
     done = support.execute(*command, cwd=user.home)
     assert done.stdout.split() == [user.name, "logins:", "1"], done.stderr
-
-
-def test_the_local_context_is_this_machine(mitogen_local_context: Context) -> None:
-    with Proxy(mitogen_local_context) as proxy:
-        assert proxy.remote_call(os.getppid) == os.getpid()

@@ -9,7 +9,6 @@ import pathlib
 import pickle
 import re
 import sys
-import textwrap
 import types
 
 import hostile_side
@@ -109,10 +108,7 @@ def agent(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> collections.abc.Iterator[pathlib.Path]:
     """A directory of modules that can be imported on the agent, and on no host."""
-    for name, text in FILES.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(textwrap.dedent(text).lstrip())
+    support.write_files(tmp_path, FILES)
     monkeypatch.syspath_prepend(str(tmp_path))
     plugins = importlib.import_module("inmanta_plugins")
     monkeypatch.setattr(plugins, "__path__", [*plugins.__path__, str(tmp_path / "inmanta_plugins")])

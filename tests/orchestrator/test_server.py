@@ -4,8 +4,6 @@ What a real orchestrator, with its database and its agents, makes of remote call
 
 import contextlib
 import json
-import pathlib
-import textwrap
 
 import pytest
 
@@ -126,7 +124,7 @@ def deployed() -> Deployed:
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(working_directory())
         stack.enter_context(no_orphans())
-        write_module(directory / "source")
+        support.write_files(directory / "source", files_of_module())
         wheels = [
             Wheel(directory, source=directory / "source", name="inmanta-module-probe"),
             Wheel(directory),
@@ -149,19 +147,15 @@ def deployed() -> Deployed:
         return {each.value: (each, server.client.log(environment, each.id)) for each in resources}
 
 
-def write_module(directory: pathlib.Path) -> None:
+def files_of_module() -> dict[str, str]:
     """
-    Write the files of the module, without the indentation that their texts have in common.
+    Return the files of the module, with those that package it.
     """
     tutorial = CHECKOUT / "docs" / "tutorial" / "envfile"
-    packaging = {
+    return MODULE | {
         name: (tutorial / name).read_text().replace("envfile", "probe")
         for name in ("setup.cfg", "pyproject.toml", "MANIFEST.in")
     }
-    for name, text in (MODULE | packaging).items():
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(textwrap.dedent(text).lstrip())
 
 
 @pytest.mark.parametrize("name", VALUES)
