@@ -9,20 +9,9 @@ import signal
 import subprocess
 import threading
 import time
-from typing import (
-    IO,
-    Container,
-    Dict,
-    Iterator,
-    List,
-    Mapping,
-    Optional,
-    Sequence,
-    Tuple,
-    Union,
-)
+from typing import IO, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
-from inmanta_mitogen.names import AnyPath, encode
+from inmanta_mitogen.names import encode
 
 #: The most bytes that a command may print, on both streams together, by default.
 MAX_SIZE = 1 << 30
@@ -35,6 +24,14 @@ _TICK = 0.1
 _SILENCE = 5.0
 # How long a command may take to end after SIGTERM, and after SIGKILL, in seconds.
 _GRACE = 5.0
+
+# Ends the process group of a command that still runs after a number of seconds.
+_END_LATER = (
+    "n=$2; while kill -s 0 $1 && [ $n -gt 0 ]; do sleep 1; n=$((n - 1)); done;"
+    " kill -s 0 $1 && kill -s TERM -- -$1 && sleep 5 && kill -s KILL -- -$1"
+)
+# The standard input of what a shell runs in the background would be /dev/null.
+_IN_BACKGROUND = "exec 3<&0; {{ {}; }} <&3 3<&- &"
 
 
 def run(
@@ -78,27 +75,27 @@ def run(
     :raises TypeError: An argument, a variable or the input is not a string.
     :raises ValueError: One of them holds a NUL or can't be encoded.
     """
-    limits = [seconds for seconds in (timeout, call_timeout) if seconds is not None]
-    for seconds in limits:
-        _check_timeout(seconds)
-    limit = min(limits, default=math.inf)
-    argv = _encode_arguments(command, arguments)
-    environment = _environment(env)
-    directory = None if cwd is None else _encode(cwd, "The cwd")
-    content = _stdin_bytes(stdin)
+    limit = min(
+        (seconds for seconds in (timeout, call_timeout) if seconds is not None), default=math.inf
+    )
+    deadline = time.monotonic() + limit
+    if isinstance(arguments, (str, bytes)):
+        raise TypeError("The arguments must be a list of strings, not one string")
+    argv = [encode(part) for part in [command, *arguments]]
     most = math.inf if max_size is None else max_size
     with _outlived_by_command() as told:
-        process = _start(argv, environment, directory, content is not None)
-        running = _Command(process, content, time.monotonic() + limit, most, told)
+        process = _start(argv, _environment(env), cwd, stdin)
+        running = _Command(process, deadline, most, told)
         try:
             in_time = running.follow()
             survived = not (in_time or running.end())
         finally:
             running.leave()
-    if running.size > running.max_size:
-        from inmanta_mitogen.failures import too_much_output
-
-        raise too_much_output(argv, max_size)
+    if running.size > most:
+        raise OSError(
+            f"The output of {command!r} has more than the {max_size} bytes that are accepted, and"
+            " it was ended: have it print less, or raise max_size"
+        )
     stdout, stderr = (buffer.getvalue() for buffer in running.buffers)
     if in_time:
         return _text(stdout), _text(stderr), process.returncode
@@ -145,77 +142,56 @@ def _outlived_by_command() -> Iterator[List[int]]:
 # Start
 
 
-def _check_timeout(timeout: object) -> None:
-    if not isinstance(timeout, (int, float)):
-        kind = type(timeout).__name__
-        raise TypeError(f"The timeout must be a number of seconds, not {kind}")
-    if math.isnan(timeout):
-        raise ValueError("The timeout must be a number of seconds, not NaN")
-
-
-def _encode(value: object, what: str) -> bytes:
-    # The errors don't show the value, which may be secret.
-    if not isinstance(value, (str, bytes, os.PathLike)):
-        raise TypeError(f"{what} must be a string, not {type(value).__name__}")
-    try:
-        raw = encode(value)
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{what} can't be encoded: {error.reason}") from None
-    if b"\0" in raw:
-        raise ValueError(f"{what} holds a NUL, which no program can be given")
-    return raw
-
-
-def _encode_arguments(command: AnyPath, arguments: Sequence[AnyPath]) -> List[bytes]:
-    if isinstance(arguments, (str, bytes)):
-        kind = type(arguments).__name__
-        raise TypeError(f"The arguments must be a list of strings, not one {kind}")
-    argv = [_encode(command, "The command")]
-    for number, argument in enumerate(arguments, 1):
-        argv.append(_encode(argument, f"Argument {number}"))
-    return argv
-
-
 def _environment(env: Optional[Mapping[str, str]]) -> Dict[bytes, bytes]:
     environment = dict(os.environb)
     environment.pop(b"PYTHONPATH", None)
     for name, value in (env or {}).items():
-        raw = _encode(name, f"The name {name!r} of an environment variable")
-        if not raw or b"=" in raw:
-            raise ValueError(f"{name!r} can't be the name of an environment variable")
-        environment[raw] = _encode(value, f"The environment variable {name!r}")
+        environment[encode(name)] = encode(value)
     return environment
-
-
-def _stdin_bytes(stdin: Union[str, bytes, None]) -> Optional[bytes]:
-    if stdin is None or isinstance(stdin, (bytes, bytearray, memoryview)):
-        return stdin
-    if not isinstance(stdin, str):
-        raise TypeError(f"The stdin must be bytes or text, not {type(stdin).__name__}")
-    return stdin.encode("utf-8", "surrogateescape")
 
 
 def _start(
     argv: List[bytes],
     env: Dict[bytes, bytes],
-    directory: Optional[bytes],
-    with_stdin: bool,
+    cwd: Optional[str],
+    stdin: Union[str, bytes, None],
 ) -> "subprocess.Popen[bytes]":
-    try:
-        return subprocess.Popen(
-            argv,
-            bufsize=0,
-            stdin=subprocess.PIPE if with_stdin else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=directory,
-            env=env,
-            start_new_session=True,
-        )
-    except OSError as error:
-        from inmanta_mitogen.failures import start_error
+    directory = None if cwd is None else encode(cwd)
+    with contextlib.ExitStack() as stack:
+        source = subprocess.DEVNULL  # type: Union[int, IO[bytes]]
+        if stdin is not None:
+            source = stack.enter_context(_stdin_file(stdin))
+        try:
+            return subprocess.Popen(
+                argv,
+                bufsize=0,
+                stdin=source,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=directory,
+                env=env,
+                start_new_session=True,
+            )
+        except OSError as error:
+            from inmanta_mitogen.failures import start_error
 
-        raise start_error(error, argv, env, directory) from error
+            raise start_error(error, argv[0], directory) from error
+
+
+def _stdin_file(content: Union[str, bytes]) -> IO[bytes]:
+    """Return a file without a name: unlike a pipe, it needs nobody who goes on writing."""
+    if isinstance(content, str):
+        content = content.encode("utf-8", "surrogateescape")
+    view = memoryview(content)
+    if hasattr(os, "memfd_create"):
+        file = open(os.memfd_create("stdin"), "w+b")  # noqa: SIM115  # closed by the caller
+    else:
+        import tempfile
+
+        file = tempfile.TemporaryFile()  # noqa: SIM115
+    file.write(view)
+    file.seek(0)
+    return file
 
 
 # Follow
@@ -232,54 +208,45 @@ class _Command:
     def __init__(
         self,
         process: "subprocess.Popen[bytes]",
-        stdin: Optional[bytes],
         deadline: float,
         max_size: float,
         told: Sequence[int],
     ) -> None:
         self.size = 0
-        self.max_size = max_size
         self.buffers = (io.BytesIO(), io.BytesIO())
+        self._max_size = max_size
         self._process = process
         self._deadline = deadline
         self._told = told
-        self._is_keeper = False
-        self._unsent = memoryview(stdin or b"")
         self._poll = select.poll()
-        self._pipes = {}  # type: Dict[int, Tuple[IO[bytes], Optional[io.BytesIO]]]
+        self._pipes = {}  # type: Dict[int, Tuple[IO[bytes], io.BytesIO]]
         for pipe, buffer in zip((process.stdout, process.stderr), self.buffers):
             assert pipe is not None
             self._pipes[pipe.fileno()] = (pipe, buffer)
             self._poll.register(pipe, select.POLLIN)
-        if process.stdin is not None:
-            os.set_blocking(process.stdin.fileno(), False)
-            self._pipes[process.stdin.fileno()] = (process.stdin, None)
-            self._poll.register(process.stdin, select.POLLOUT)
 
     def follow(self) -> bool:
         """
-        Move data until the command and its output have ended.
+        Read until the command and its output have ended.
 
         :return: False when it has to be ended: at its deadline, or as it printed too much.
         """
         heard = time.monotonic()
+        # A process ends some microseconds after its output.
+        pause = 2e-5
         while not self._told:
-            tick = max(0.0, min(_TICK, self._deadline - time.monotonic()))
-            moved = bool(self._pipes) and self._move(tick)
-            if not self._pipes and self._has_ended(tick):
-                break
             now = time.monotonic()
-            if self.size > self.max_size:
-                self._deadline = now
-                return False
-            if moved and now < self._deadline:
-                heard = now
-            elif not self._has_ended():
-                heard = now
-                if now >= self._deadline:
-                    return False
-            elif now >= min(heard + _SILENCE, self._deadline):
+            ended = self._process.poll() is not None
+            if ended and (not self._pipes or now >= min(heard + _SILENCE, self._deadline)):
                 break
+            if self.size > self._max_size or (now >= self._deadline and not ended):
+                return False
+            wait = max(0.0, min(_TICK, self._deadline - now))
+            if not self._pipes:
+                time.sleep(min(pause, wait))
+                pause *= 2
+            elif self._read(wait) or not ended:
+                heard = time.monotonic()
         return True
 
     def end(self) -> bool:
@@ -295,120 +262,56 @@ class _Command:
                 until = time.monotonic() + _GRACE
                 while time.monotonic() < until:
                     if self._told:
+                        self._deadline = 0.0
                         return False
-                    self._move(_TICK / 2)
-                    if self._has_ended() and number == signal.SIGKILL:
+                    self._read(_TICK / 2)
+                    if self._process.poll() is not None and number == signal.SIGKILL:
                         break
                     # An error when nothing is left.
                     os.killpg(pid, 0)
         self._deadline = math.inf
-        return self._has_ended()
+        return self._process.poll() is not None
 
     def leave(self) -> None:
         """
-        Leave what is still open to another process, which reads it until its end.
+        Leave what is still open, and the deadline, to other processes.
 
-        Without a reader the next line that it prints would end a program by SIGPIPE. The other
-        process keeps the deadline too.
+        Without a reader the next line that it prints would end a program by SIGPIPE.
         """
-        if self._pipes or (self._deadline < math.inf and not self._has_ended()):
-            with contextlib.suppress(OSError):
-                self._fork_keeper()
-        for pipe, _ in list(self._pipes.values()):
-            self._close(pipe)
+        ended = {number for number, event in self._poll.poll(0) if event & select.POLLHUP}
+        for number, (pipe, _) in self._pipes.items():
+            if number not in ended:
+                _leave_behind("cat", stdin=pipe)
+            pipe.close()
+        if self._deadline < math.inf and self._process.poll() is None:
+            left = max(0, math.ceil(self._deadline - time.monotonic()))
+            _leave_behind(_END_LATER, self._process.pid, left)
 
-    def _has_ended(self, timeout: float = 0) -> bool:
-        if self._is_keeper:
-            # Not its child any more, and whoever is notices its end.
-            with contextlib.suppress(PermissionError):
-                try:
-                    os.kill(self._process.pid, 0)
-                except ProcessLookupError:
-                    return True
-            return False
-        # Popen.wait would sleep half a millisecond at first.
-        delay = 2e-5
-        while self._process.poll() is None and timeout > 0 and not self._told:
-            time.sleep(min(delay, timeout))
-            timeout -= delay
-            delay *= 2
-        return self._process.returncode is not None
-
-    def _move(self, timeout: Optional[float]) -> bool:
-        """Return whether there was something to move, after `timeout` seconds at most."""
-        ready = self._poll.poll(None if timeout is None else math.ceil(timeout * 1000))
+    def _read(self, timeout: float) -> bool:
+        """Return whether there was something to read, after `timeout` seconds at most."""
+        ready = self._poll.poll(math.ceil(timeout * 1000))
         for descriptor, _ in ready:
             pipe, buffer = self._pipes[descriptor]
-            if buffer is None:
-                self._send(pipe)
-                continue
             chunk = os.read(descriptor, _CHUNK)
             if not chunk:
-                self._close(pipe)
-            elif self.size <= self.max_size:
+                self._poll.unregister(pipe)
+                del self._pipes[descriptor]
+                pipe.close()
+            elif self.size <= self._max_size:
                 self.size += len(chunk)
                 buffer.write(chunk)
         return bool(ready)
 
-    def _send(self, pipe: IO[bytes]) -> None:
-        try:
-            sent = os.write(pipe.fileno(), self._unsent[:_CHUNK])
-        except BlockingIOError:
-            return
-        except BrokenPipeError:
-            # The command does not want it, which is its own business.
-            sent = len(self._unsent)
-        self._unsent = self._unsent[sent:]
-        if not self._unsent:
-            self._close(pipe)
 
-    def _close(self, pipe: IO[bytes]) -> None:
-        self._poll.unregister(pipe)
-        del self._pipes[pipe.fileno()]
-        pipe.close()
-
-    def _fork_keeper(self) -> None:
-        child = os.fork()
-        if child:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(child, 0)
-            return
-        try:
-            # Out of reach of whoever ends the session, and nobody's child.
-            os.setsid()
-            if not os.fork():
-                self._keep()
-        finally:
-            os._exit(0)
-
-    def _keep(self) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.chdir("/")
-        _close_others(self._pipes)
-        self._is_keeper = True
-        self._told = ()
-        self.max_size = -1
-        for buffer in self.buffers:
-            buffer.close()
-        while self._pipes or self._deadline < math.inf:
-            self._move(None if self._deadline == math.inf else _TICK)
-            if self._deadline < math.inf and self._has_ended():
-                self._deadline = math.inf
-            elif time.monotonic() >= self._deadline:
-                self.end()
-
-
-def _close_others(kept: Container[int]) -> None:
-    # Whoever waits for the end of this interpreter's connection must not wait for the keeper.
-    null = os.open(os.devnull, os.O_RDWR)
-    try:
-        descriptors = list(map(int, os.listdir("/proc/self/fd")))
-    except OSError:
-        descriptors = list(range(1024))
-    for descriptor in descriptors:
-        if descriptor not in kept:
-            with contextlib.suppress(OSError):
-                if descriptor < 3:
-                    os.dup2(null, descriptor)
-                else:
-                    os.close(descriptor)
+def _leave_behind(script: str, *arguments: int, stdin: Optional[IO[bytes]] = None) -> None:
+    null = subprocess.DEVNULL
+    with contextlib.suppress(OSError):
+        # In a session of its own, out of reach of whoever ends this one.
+        subprocess.call(
+            ["/bin/sh", "-c", _IN_BACKGROUND.format(script), "sh", *map(str, arguments)],
+            stdin=null if stdin is None else stdin,
+            stdout=null,
+            stderr=null,
+            cwd="/",
+            start_new_session=True,
+        )
