@@ -2,22 +2,17 @@
 Write a file in place: one that can't be replaced, or that has to keep its inode.
 """
 
-import contextlib
 import errno
 import os
 import stat
-import time
 from typing import IO, Optional
 
-from inmanta_mitogen.staged import Target, flush, try_lock, write_all
+from inmanta_mitogen.staged import Target, write_all
 
 _BLOCK = 1 << 20
 
 #: The size, in bytes, up to which the new and the old content are kept in memory.
 _IN_MEMORY = 16 << 20
-
-#: How many seconds to wait for others who write the same file in place.
-_LOCK_TIMEOUT = 10.0
 
 
 def open_spool() -> IO[bytes]:
@@ -41,12 +36,7 @@ def write_in_place(target: Target, source: IO[bytes], size: int) -> None:
         has it.
     """
     is_new = target.state() is None
-    try:
-        opened = target.open(os.O_WRONLY | (os.O_CREAT | os.O_EXCL if is_new else 0))
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            error.strerror = "Nobody reads from this FIFO, or nothing is behind this device"
-        raise
+    opened = target.open(os.O_WRONLY | (os.O_CREAT | os.O_EXCL if is_new else 0))
     with open(opened, "wb", buffering=0) as file:
         try:
             os.set_blocking(opened, True)
@@ -59,47 +49,36 @@ def write_in_place(target: Target, source: IO[bytes], size: int) -> None:
                 file.truncate(0)
             copy(source, file, 0, size)
             if stat.S_ISBLK(mode):
-                flush(file)
+                os.fsync(opened)
         except BaseException:
             if is_new:
-                with contextlib.suppress(OSError):
-                    os.unlink(target.name, dir_fd=target.directory)
+                os.unlink(target.name, dir_fd=target.directory)
             raise
 
 
 def _overwrite(target: Target, source: IO[bytes], size: int, file: IO[bytes]) -> None:
-    _wait_for_lock(file.fileno())
     old_size = os.fstat(file.fileno()).st_size
     old = _read_old(target, old_size)
-    has_old = True
     try:
         # What may find no room comes first, behind the old content.
         file.seek(old_size)
         copy(source, file, old_size, size)
-        flush(file)
-        has_old = False
+        os.fsync(file.fileno())
+    except BaseException:
+        file.truncate(old_size)
+        raise
+    try:
         file.seek(0)
         copy(source, file, 0, min(size, old_size))
         file.truncate(size)
-        flush(file)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            if not has_old and old is not None:
-                file.seek(0)
-                write_all(file, memoryview(old))
-                has_old = True
-            file.truncate(old_size)
-        if not has_old:
-            number = getattr(error, "errno", None) or errno.EIO
-            raise OSError(number, f"{error}; the old content is lost") from error
+        os.fsync(file.fileno())
+    except OSError as error:
+        if old is None:
+            raise OSError(error.errno, f"{error.strerror}; the old content is lost") from error
+        file.seek(0)
+        write_all(file, memoryview(old))
+        file.truncate(old_size)
         raise
-
-
-def _wait_for_lock(file: int) -> None:
-    # Not for ever: someone else may hold a lock on the file for a reason of their own.
-    deadline = time.monotonic() + _LOCK_TIMEOUT
-    while not try_lock(file) and time.monotonic() < deadline:
-        time.sleep(0.01)
 
 
 def _read_old(target: Target, size: int) -> Optional[bytes]:

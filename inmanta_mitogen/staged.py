@@ -11,7 +11,7 @@ import fcntl
 import os
 import stat
 import sys
-from typing import IO, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple, Type, Union
+from typing import IO, Dict, Iterator, NamedTuple, Optional, Set, Tuple, Type, Union
 
 from inmanta_mitogen.names import AnyPath, encode
 
@@ -23,9 +23,6 @@ _LARGE_DIRECTORY = 1 << 20
 
 #: The directories that were searched, by device and inode.
 _searched: Set[Tuple[int, int]] = set()
-
-#: How many symlinks a path may lead through, as in Linux (path_resolution(7)).
-_MAX_LINKS = 40
 
 # O_PATH needs the permission to search the directory only, and is not known outside Linux.
 _DIRECTORY: int = os.O_DIRECTORY | getattr(os, "O_PATH", 0)
@@ -74,7 +71,7 @@ def put(path: AnyPath, content: bytes, *, in_place: bool = False) -> None:
     - A symlink stays, and its target is written, existing or not. As with the kernel's
       ``fs.protected_symlinks``, whatever that is set to: in a directory where everyone may create
       files and the sticky bit is set (``/tmp``), only links of the calling user and of the
-      directory's owner are followed.
+      directory's owner are followed, and no links below what belongs to anybody else.
     - No temporary file is left, except by a process that was killed. It is removed at the first
       put of a later process into that directory, by its name (``.inmanta-put-`` and 32 hexadecimal
       digits) and as nobody holds its lock. Directories whose list of names takes more than 1 MiB
@@ -87,9 +84,8 @@ def put(path: AnyPath, content: bytes, *, in_place: bool = False) -> None:
     host before the first byte is written, in memory up to 16 MiB, else in the temporary directory.
     A regular file grows to its new size first, with its old content untouched, and gets its old
     content back after an error if that has at most 16 MiB, so a full disk does no harm there
-    either. But being killed, or losing power, in the middle of it leaves a mixture, others can see
-    it half-written, and two at once take turns only as long as nobody else holds a lock (flock) on
-    the file: after ten seconds it is written nevertheless.
+    either. But being killed, losing power, or two puts of the file at once leave a mixture, and
+    others can see it half-written.
 
     Outside Linux, extended attributes and ACLs are not kept.
 
@@ -131,16 +127,14 @@ class StagedWrite:
     def __init__(self, path: AnyPath, *, in_place: bool = False) -> None:
         self.path = path
         self.size = 0
-        self._file: Optional[IO[bytes]] = None
         # The name and the final mode of the temporary file beside the target, if there is one.
         self._temporary: Optional[str] = None
         self._mode = 0
-        self._is_closed = False
-        with self._naming():
-            self._target = _locate(path)
+        self._stack = contextlib.ExitStack()
         try:
             with self._naming():
-                self._open_stage(in_place)
+                self._target = _locate(encode(path), self._stack)
+                self._file = self._open_stage(in_place)
         except BaseException:
             self.abort()
             raise
@@ -153,16 +147,15 @@ class StagedWrite:
         :raises ValueError: After :meth:`commit` or :meth:`abort`.
         """
         view = as_bytes(chunk)
-        file = self._opened()
         with self._naming():
             try:
-                write_all(file, view)
+                write_all(self._file, view)
             except OSError:
-                if self._temporary is None or not self._target.is_writable():
+                if self._temporary is None or self._target.state() is None:
                     raise
                 # There may be room for one content, though not for two.
                 self._move_to_spool()
-                write_all(self._opened(), view)
+                write_all(self._file, view)
         self.size += len(view)
 
     def commit(self) -> None:
@@ -172,14 +165,12 @@ class StagedWrite:
         :raises OSError: That failed. Unless the text says otherwise, the file is untouched.
         :raises ValueError: After :meth:`commit` or :meth:`abort`.
         """
-        file = self._opened()
         try:
             with self._naming():
-                name = self._temporary
-                if name is None or not self._replace(file, name):
+                if self._temporary is None or not self._replace(self._temporary):
                     from inmanta_mitogen.in_place import write_in_place
 
-                    write_in_place(self._target, file, self.size)
+                    write_in_place(self._target, self._file, self.size)
         finally:
             self.abort()
 
@@ -187,12 +178,8 @@ class StagedWrite:
         """
         Forget what was written and not committed. Can be called any number of times, at any time.
         """
-        file, name = self._file, self._temporary
-        self._file = self._temporary = None
-        self._remove(file, name)
-        if not self._is_closed:
-            self._is_closed = True
-            os.close(self._target.directory)
+        self._remove_temporary()
+        self._stack.close()
 
     def __enter__(self) -> "StagedWrite":
         return self
@@ -211,80 +198,76 @@ class StagedWrite:
 
     # Where the content waits
 
-    def _open_stage(self, in_place: bool) -> None:
+    def _open_stage(self, in_place: bool) -> IO[bytes]:
         state = self._target.state()
         if state is not None and stat.S_ISDIR(state.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        regular = state is not None and stat.S_ISREG(state.st_mode) and not self._target.by_kernel
+        regular = state is not None and stat.S_ISREG(state.st_mode)
         if state is None or (regular and not in_place):
             try:
                 if _may_rename_in(self._target.directory):
-                    self._open_temporary(is_new=state is None)
-                    return
+                    return self._open_temporary(is_new=state is None)
             except OSError:
                 if state is None:
                     raise
         if regular:
             # Fail now rather than after the whole content has come to this host.
             os.close(self._target.open(os.O_WRONLY))
-        from inmanta_mitogen.in_place import open_spool
+        return self._open_spool()
 
-        self._file = open_spool()
-
-    def _open_temporary(self, is_new: bool) -> None:
+    def _open_temporary(self, is_new: bool) -> IO[bytes]:
         name = _PREFIX + os.urandom(16).hex()
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         # The umask and the directory's default ACL decide about a new file's mode.
-        file = os.open(name, flags, 0o666 if is_new else 0o600, dir_fd=self._target.directory)
+        number = os.open(name, flags, 0o666 if is_new else 0o600, dir_fd=self._target.directory)
         self._temporary = name
-        self._file = open(file, "r+b", buffering=0)  # noqa: SIM115  # abort() closes it
-        self._mode = stat.S_IMODE(os.fstat(file).st_mode)
-        try_lock(file)
+        file = self._stack.enter_context(open(number, "r+b", buffering=0))  # noqa: SIM115
+        self._mode = stat.S_IMODE(os.fstat(number).st_mode)
+        try_lock(number)
         if is_new:
-            _set_mode(file, 0o600)
+            _set_mode(number, 0o600)
+        return file
+
+    def _open_spool(self) -> IO[bytes]:
+        from inmanta_mitogen.in_place import open_spool
+
+        return self._stack.enter_context(open_spool())
 
     def _move_to_spool(self) -> None:
-        from inmanta_mitogen.in_place import copy, open_spool
+        from inmanta_mitogen.in_place import copy
 
-        source, name = self._opened(), self._temporary
-        self._file, self._temporary = open_spool(), None
-        try:
+        with self._file as source:
+            self._file = self._open_spool()
             copy(source, self._file, 0, self.size)
-        finally:
-            self._remove(source, name)
+        self._remove_temporary()
 
-    def _opened(self) -> IO[bytes]:
-        if self._file is None:
-            raise ValueError(f"The write to {self.path!r} has ended already")
-        return self._file
-
-    def _remove(self, file: Optional[IO[bytes]], name: Optional[str]) -> None:
-        if name is not None:
+    def _remove_temporary(self) -> None:
+        if self._temporary is not None:
             with contextlib.suppress(OSError):
-                os.unlink(name, dir_fd=self._target.directory)
-        if file is not None:
-            file.close()
+                os.unlink(self._temporary, dir_fd=self._target.directory)
+            self._temporary = None
 
     # How it becomes the file's content
 
-    def _replace(self, file: IO[bytes], name: str) -> bool:
+    def _replace(self, name: str) -> bool:
         """
         Give the temporary file the target's name.
 
         :return: Whether that was possible. The target is untouched where it was not.
         """
-        target = self._target
+        target, file = self._target, self._file.fileno()
         try:
             state = target.state()
             # A symlink that appeared meanwhile is replaced, and not followed.
             if state is not None and stat.S_ISREG(state.st_mode):
                 with open(target.open(os.O_RDONLY), "rb", buffering=0) as old:
-                    _copy_attributes(old.fileno(), file.fileno())
+                    _copy_attributes(old.fileno(), file)
             else:
-                _set_mode(file.fileno(), self._mode)
+                _set_mode(file, self._mode)
         except OSError:
             return False
-        flush(file)
+        # Some file systems find out only here that they are full.
+        os.fsync(file)
         try:
             os.replace(name, target.name, src_dir_fd=target.directory, dst_dir_fd=target.directory)
         except OSError:
@@ -299,103 +282,69 @@ class StagedWrite:
 class Target(NamedTuple):
     """
     An entry of an open directory, so that it stays the same whatever happens to the path.
-
-    :attr by_kernel: Whether it is one of procfs's links (``/proc/self/fd/1``), which lead to
-        objects rather than to paths: only the kernel can follow them.
     """
 
     directory: int
     name: bytes
-    by_kernel: bool
 
     def state(self) -> Optional[os.stat_result]:
         """Return what is there now, None when there is nothing. Symlinks are not followed."""
         try:
-            return os.stat(self.name, dir_fd=self.directory, follow_symlinks=self.by_kernel)
+            return os.stat(self.name, dir_fd=self.directory, follow_symlinks=False)
         except FileNotFoundError:
             return None
 
-    def is_writable(self) -> bool:
-        """Return whether there is something that can be opened for writing."""
-        try:
-            os.close(self.open(os.O_WRONLY))
-            return True
-        except OSError:
-            return False
-
     def open(self, flags: int) -> int:
         """Open what is there now, without following a symlink or waiting for a FIFO."""
-        flags |= os.O_NONBLOCK | os.O_NOCTTY | (0 if self.by_kernel else os.O_NOFOLLOW)
+        flags |= os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW
         return os.open(self.name, flags, 0o666, dir_fd=self.directory)
 
 
-def _locate(path: AnyPath) -> Target:
-    """
-    Follow a path, symlinks included, one step at a time: the kernel would resolve it anew at each
-    use, and whoever may change a directory on the way could make two uses mean two files.
-    """
-    raw = encode(path)
-    if not raw:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-    steps = _steps(raw)
-    directory = os.open(b"/" if raw.startswith(b"/") else b".", _DIRECTORY)
-    links = 0
-    try:
-        while steps and not raw.endswith((b"/", b"/.")):
-            name = steps.pop()
-            link, by_kernel = _read_link(directory, name)
-            if link is None and not steps:
-                return Target(directory, name, by_kernel)
-            if link is not None:
-                links += 1
-                if links > _MAX_LINKS:
-                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-                steps += _steps(link)
-                name = b"/" if link.startswith(b"/") else b"."
-            flags = _DIRECTORY if by_kernel else _DIRECTORY | os.O_NOFOLLOW
-            before, directory = directory, os.open(name, flags, dir_fd=directory)
-            os.close(before)
+def _locate(path: bytes, stack: contextlib.ExitStack) -> Target:
+    """Follow the symlinks of a path once, and hold the directory that it leads to."""
+    # The kernel refuses what can't be followed, such as a loop.
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(path)
+    if path.endswith(b"/"):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    except BaseException as error:
-        os.close(directory)
-        # Only the system's own errors have a file name.
-        if isinstance(error, OSError) and error.filename is not None and steps:
-            error.strerror = f"{error.strerror} (its directory {os.fsdecode(name)!r})"
-        raise
+    real = os.path.realpath(path)
+    parent, name = os.path.split(real)
+    directory = os.open(b"/", _DIRECTORY)
+    stack.callback(os.close, directory)
+    for step in filter(None, parent.split(b"/")):
+        directory = os.open(step, _DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+        stack.callback(os.close, directory)
+    _check_links(os.path.join(os.getcwdb(), path), real)
+    return Target(directory, name)
 
 
-def _steps(path: bytes) -> List[bytes]:
-    """Return the steps of a path, the first one last."""
-    return [step for step in reversed(path.split(b"/")) if step not in (b"", b".")]
-
-
-def _read_link(directory: int, name: bytes) -> Tuple[Optional[bytes], bool]:
+def _check_links(path: bytes, real: bytes) -> None:
     """
-    Read a symlink, unless the kernel's ``fs.protected_symlinks`` would forbid it.
+    Refuse a path that follows a symlink of another user in a directory where everyone may create
+    one, as the kernel does where ``fs.protected_symlinks`` is set.
 
-    :return: Where it leads to, None when it is not a symlink, and whether only the kernel can
-        follow it.
+    Whoever owns an entry there can replace it at any time. So what counts is not what it is now,
+    but whether the resolved path goes through it.
     """
-    try:
-        state = os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return None, False
-    if not stat.S_ISLNK(state.st_mode):
-        return None, False
-    with contextlib.suppress(OSError):
-        if state.st_dev == os.stat("/proc/self").st_dev:
-            return None, True
-    parent = os.fstat(directory)
+    parent, name = os.path.split(path)
+    if parent == path:
+        return
+    _check_links(parent, real)
+    parent = os.path.realpath(parent)
+    entry = os.path.join(parent, name)
+    owner = os.lstat(entry).st_uid if os.path.lexists(entry) else None
+    directory = os.stat(parent)
     shared = stat.S_ISVTX | stat.S_IWOTH
-    trusted = (os.geteuid(), parent.st_uid)
-    if parent.st_mode & shared == shared and state.st_uid not in trusted:
-        text = (
-            f"Not followed: the symlink {os.fsdecode(name)!r} is in a directory where everyone may"
-            f" create one, and belongs to user {state.st_uid}. Use the path it leads to"
-        )
-        raise PermissionError(errno.EACCES, text)
-    # In such a directory only its owner, who is trusted, could have changed it by now.
-    return os.readlink(name, dir_fd=directory), False
+    if directory.st_mode & shared == shared and owner not in (os.geteuid(), directory.st_uid):
+        if not (real + b"/").startswith(entry + b"/"):
+            text = f"the symlink {os.fsdecode(name)!r} of another user in a shared directory"
+            raise PermissionError(errno.EACCES, f"Not followed: {text}")
+    elif os.path.islink(entry):
+        target = os.path.join(parent, os.readlink(entry))
+        if os.path.exists(entry) and not os.path.samefile(entry, target):
+            # As /proc/PID/root: it leads to an object, and not to the path that it shows.
+            raise OSError(errno.ENOTSUP, f"{os.fsdecode(name)!r} can't be followed by its path")
+        _check_links(target, real)
 
 
 # Temporary files
@@ -430,8 +379,6 @@ def _remove_abandoned(directory: int) -> None:
     identity = (state.st_dev, state.st_ino)
     if identity in _searched:
         return
-    if len(_searched) >= 1000:
-        _searched.clear()
     _searched.add(identity)
     if state.st_size > _LARGE_DIRECTORY:
         return
@@ -510,15 +457,3 @@ def write_all(file: IO[bytes], view: memoryview) -> None:
     """
     while view:
         view = view[file.write(view) :]
-
-
-def flush(file: IO[bytes]) -> None:
-    """
-    Write to the disk. Some file systems find out only here that it is full, and after a power
-    failure a file that was renamed but never flushed may be empty.
-    """
-    try:
-        os.fsync(file.fileno())
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS, errno.ENOSYS):
-            raise
