@@ -4,7 +4,6 @@ compiled, exported and deployed.
 """
 
 import collections.abc
-import dataclasses
 import grp
 import json
 import os
@@ -12,7 +11,6 @@ import pathlib
 import pwd
 import secrets
 import stat
-import subprocess
 import sys
 import typing
 
@@ -35,23 +33,6 @@ std::AgentConfig(agentname="here")
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """
-    A resource of a published module.
-
-    :param type: its type in the model
-    :param attributes: those beside host and purged; DIR stands for the test's directory
-    :param made: the name of what it makes there
-    :param is_right: whether what it made is what it says
-    """
-
-    type: str
-    attributes: str
-    made: str
-    is_right: Check
-
-
 def has(content: str, mode: int | None = None) -> Check:
     """
     A check that a file has this content and mode.
@@ -65,60 +46,54 @@ def mode_of(path: pathlib.Path) -> int:
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 
-CASES = [
-    Case(
-        "fs::File",
+#: Resources by their type: the attributes beside host and purged, where DIR stands for the test's
+#: directory; the name of what it makes there; and whether that is as it should be.
+CASES: dict[str, tuple[str, str, Check]] = {
+    "fs::File": (
         f'path="DIR/motd", content="welcome\\n", mode=640, owner="{ME}"',
         "motd",
         has("welcome\n", 0o640),
     ),
-    Case(
-        "fs::Directory",
+    "fs::Directory": (
         'path="DIR/conf.d", mode=750',
         "conf.d",
         lambda path: mode_of(path) == 0o750,
     ),
-    Case(
-        "fs::Symlink",
+    "fs::Symlink": (
         'src="/etc/hostname", dst="DIR/link"',
         "link",
         lambda path: os.readlink(path) == "/etc/hostname",
     ),
-    Case(
-        "fs::JsonFile",
+    "fs::JsonFile": (
         'path="DIR/app.json", mode=600, '
         'values=[fs::JsonObject(path="server", value={"port": 8080, "tls": true})]',
         "app.json",
         lambda path: json.loads(path.read_text()) == {"server": {"port": 8080, "tls": True}},
     ),
-    Case(
-        "files::TextFile",
+    "files::TextFile": (
         'path="DIR/notes", content="\\u00fcn\\u00efcode", permissions=600',
         "notes",
         has("ünïcode", 0o600),
     ),
-    Case(
-        "files::HostFile",
+    "files::HostFile": (
         'path="DIR/hosts", permissions=644, '
         'entries=[files::host::Entry(hostname="db.example", address4="192.0.2.7")]',
         "hosts",
         lambda path: path.read_text().split()[-2:] == ["192.0.2.7", "db.example"],
     ),
-    Case(
-        "exec::Run",
+    "exec::Run": (
         'command=exec::in_shell("echo $GREETING >>DIR/ran"), creates="DIR/ran", '
         'environment={"GREETING": "hello"}',
         "ran",
         # Once only: a second run would have added a line.
         has("hello\n"),
     ),
-]
+}
 
 
-def model(directory: pathlib.Path, cases: list[Case], purged: bool = False) -> str:
+def model(directory: pathlib.Path, types: list[str], purged: str) -> str:
     modules = ("exec", "files::host", "files", "fs", "mitogen")
-    more = f"(host=host, purged={str(purged).lower()}, "
-    resources = [case.type + more + case.attributes + ")" for case in cases]
+    resources = [f"{each}(host=host, purged={purged}, {CASES[each][0]})" for each in types]
     text = "\n".join([*(f"import {name}" for name in modules), HERE, *resources, ""])
     return text.replace("DIR", str(directory))
 
@@ -135,16 +110,17 @@ def deployed(project: Project) -> set[tuple[str, const.Change]]:
 def test_resources_are_deployed_once_and_removed_once(
     project: Project, tmp_path: pathlib.Path
 ) -> None:
-    project.compile(model(tmp_path, CASES))
+    project.compile(model(tmp_path, list(CASES), purged="false"))
     for change in (const.Change.created, const.Change.nochange):
-        assert deployed(project) == {(case.type, change) for case in CASES}
-        assert [case.type for case in CASES if not case.is_right(tmp_path / case.made)] == []
+        assert deployed(project) == {(each, change) for each in CASES}
+        wrong = [made for _, made, is_right in CASES.values() if not is_right(tmp_path / made)]
+        assert wrong == []
 
     # What a command did can't be undone.
-    removable = CASES[:-1]
-    project.compile(model(tmp_path, removable, purged=True))
+    removable = [each for each in CASES if each != "exec::Run"]
+    project.compile(model(tmp_path, removable, purged="true"))
     for change in (const.Change.purged, const.Change.nochange):
-        assert deployed(project) == {(case.type, change) for case in removable}
+        assert deployed(project) == {(each, change) for each in removable}
         assert os.listdir(tmp_path) == ["ran"]
 
 
@@ -207,27 +183,21 @@ def test_an_installed_apt_package_needs_no_change(project: Project) -> None:
 @support.requires_root
 def test_a_podman_network_is_created_and_removed(project: Project) -> None:
     name = f"mitogen-{secrets.token_hex(4)}"
-    show = [str(support.find_program("podman")), "network", "exists", name]
+    # Not each of podman's network back-ends has names for containers.
+    attributes = f'name="{name}", driver="bridge", dns_enabled=false'
 
-    def model(purged: str) -> str:
-        return (
-            f"import mitogen\nimport podman\n{HERE}\n"
-            # Not each of podman's network back-ends has names for containers.
-            f'podman::Network(host=host, name="{name}", driver="bridge", dns_enabled=false, '
-            f"purged={purged})"
-        )
+    def status_after(purged: str, change: const.Change) -> int:
+        network = f"podman::Network(host=host, {attributes}, purged={purged})"
+        project.compile(f"import mitogen\nimport podman\n{HERE}\n{network}")
+        project.deploy_resource("podman::Network", change=change)
+        return support.execute("podman", "network", "exists", name).returncode
 
     try:
-        project.compile(model("false"))
-        project.deploy_resource("podman::Network", change=const.Change.created)
-        assert subprocess.run(show).returncode == 0
-        project.deploy_resource("podman::Network", change=const.Change.nochange)
-
-        project.compile(model("true"))
-        project.deploy_resource("podman::Network", change=const.Change.purged)
-        assert subprocess.run(show).returncode == 1
+        assert status_after("false", const.Change.created) == 0
+        assert status_after("false", const.Change.nochange) == 0
+        assert status_after("true", const.Change.purged) == 1
     finally:
-        subprocess.run([*show[:2], "rm", "-f", name], capture_output=True)
+        support.execute("podman", "network", "rm", "-f", name)
 
 
 #: Resources that have a context of their own, by what makes them.
@@ -268,9 +238,7 @@ def logged(project: Project) -> str:
     All that the last deploy sent to the orchestrator's log of its resource.
     """
     assert project.ctx is not None
-    return "\n".join(
-        json.dumps(log.to_dict(), default=repr, ensure_ascii=False) for log in project.ctx.logs
-    )
+    return repr([log.to_dict() for log in project.ctx.logs])
 
 
 @pytest.fixture
