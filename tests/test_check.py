@@ -1,6 +1,8 @@
 """The operator's command ``check``: what it takes, what it prints, and how it ends."""
 
 import json
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +12,14 @@ import pytest
 
 import support
 from inmanta_plugins.mitogen.__main__ import main
-from inmanta_plugins.mitogen.check import command_line
+from inmanta_plugins.mitogen.connections.programs import shown_command
 from testbed.servers import free_port
 
 SECRET = "canary-7f3a"
+ENVIRONMENT = "8f7e5f0e-5b0a-4f7e-9b0a-8f7e5f0e5b0a"
+
+
+COMMAND = [sys.executable, "-m", "inmanta_plugins.mitogen", "check"]
 
 
 def check(*arguments: str, stdin: object = None) -> subprocess.CompletedProcess[str]:
@@ -47,7 +53,7 @@ def test_json_holds_what_was_found_about_each_hop_and_its_throughput(
 
     document = json.loads(done.stdout)
     (hop,) = document.pop("hops")
-    assert document == {"context": "here (local)", "works": True, "notes": []}
+    assert document == {"context": "here (local)", "works": True}
     assert hop["works"] is True
     assert hop["hop"] == "here (local)"
     assert hop["python"] == sys.executable
@@ -74,10 +80,15 @@ def test_the_first_hop_that_fails_ends_the_check_with_status_1() -> None:
 WRONG = {
     "nothing to check": [],
     "two things to check": ["host", "--context", "file"],
-    "no host and no resource": ["--environment", "8f7e5f0e-5b0a-4f7e-9b0a-8f7e5f0e5b0a"],
+    "no host and no resource": ["--environment", ENVIRONMENT],
+    "a host and a resource": ["--environment", ENVIRONMENT, "--host", "a", "--resource", "b"],
+    "an option of ssh for a file": ["--context", "/dev/null", "--sudo"],
+    "an option of the orchestrator for a host": ["host", "--resource", "a"],
     "a password in the host": [f"deploy:{SECRET}@host"],
     "a password as an option": ["host", f"--password={SECRET}"],
     "a password as a word": ["host", SECRET],
+    "a password as a value": ["host", "--check-host-keys", SECRET],
+    "a password as a number": ["host", "--timeout", SECRET],
     "another scheme": [f"ftp://{SECRET}@host"],
     "a port that cannot be": ["host:70000"],
     "a host that is an option of ssh": ["--", "-oProxyCommand=true"],
@@ -100,6 +111,16 @@ def test_wrong_usage_ends_with_status_2(
     assert SECRET not in err
 
 
+def test_a_password_in_the_place_of_the_command_is_not_repeated(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([f"ssh://deploy:{SECRET}@host"])
+
+    assert ended.value.code == 2
+    assert SECRET not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "context",
     [[1], "text", {}, {"method_name": "ssh"}, {"method_name": "local", "passwort": SECRET}],
@@ -117,6 +138,37 @@ def test_a_wrong_context_ends_with_status_2(
     assert SECRET not in capsys.readouterr().err
 
 
+def test_text_that_the_terminal_cannot_show_is_escaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    context = {"method_name": "local", "name": "Gerät →", "python_path": ["/nonexistent/python"]}
+    (tmp_path / "context.json").write_text(json.dumps(context, ensure_ascii=False), "utf-8")
+
+    done = check("--context", str(tmp_path / "context.json"))
+
+    assert (done.returncode, done.stderr) == (1, "")
+    assert r"Ger\xe4t \u2192 (local)" in done.stdout
+
+
+def test_a_ctrl_c_ends_it_with_status_130_and_no_traceback() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        subprocess.Popen(
+            [*COMMAND, f"127.0.0.1:{silent.getsockname()[1]}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process,
+    ):
+        silent.settimeout(60)
+        client, _ = silent.accept()
+        with client:
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+
+    assert (process.returncode, errors) == (130, b"")
+
+
 def test_an_orchestrator_that_cannot_be_reached_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -125,10 +177,10 @@ def test_an_orchestrator_that_cannot_be_reached_is_named(
     )
     monkeypatch.setenv("HOME", str(tmp_path))
 
-    done = check("--environment", "8f7e5f0e-5b0a-4f7e-9b0a-8f7e5f0e5b0a", "--host", "web")
+    done = check("--environment", ENVIRONMENT, "--host", "web")
 
     assert done.returncode == 2
-    assert "Connection refused" in done.stderr.splitlines()[-1]
+    assert "Connection refused" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -151,7 +203,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize(("context", "end"), COMMANDS.values(), ids=COMMANDS.keys())
 def test_the_command_to_run_by_hand_is_mitogens(context: dict[str, Any], end: str) -> None:
-    command = command_line(context, "/far/python")
+    command = shown_command(context, "/far/python")
 
     assert end in command
     assert bool(command) == bool(end)

@@ -3,135 +3,132 @@
 This is what ``python -m inmanta_plugins.mitogen check`` does.
 """
 
-import contextlib
 import os
 import secrets
-import shlex
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import inmanta_mitogen.facts
 import mitogen.core
-import mitogen.parent
-from inmanta_plugins.mitogen.connections.programs import starting
-from inmanta_plugins.mitogen.contexts.options import is_auto
-from inmanta_plugins.mitogen.errors import ConnectError, PythonNotFoundError, RemoteException
+from inmanta_plugins.mitogen.connections.hub import hub
+from inmanta_plugins.mitogen.connections.link import Link
+from inmanta_plugins.mitogen.connections.programs import shown_command
+from inmanta_plugins.mitogen.errors import Cause, PythonNotFoundError, RemoteException
+from inmanta_plugins.mitogen.hosts.answers import UnreadableError, read_answer
 from inmanta_plugins.mitogen.proxy import Proxy
-from inmanta_plugins.mitogen.texts import bounded_text, describe_hop, hops_of
+from inmanta_plugins.mitogen.texts import describe_hop, hops_of
 
 ROUND_TRIPS = 5
 """How many calls the round-trip time is the median of."""
 SPEED_SIZE = 8_000_000
 """How much is written and read to measure the throughput, in bytes."""
 
-PYTHON_ADVICE = "Set the python_path of the context, or the python_cmd of the host's std::OS."
+PYTHON_ADVICE = (
+    "Set the python_path of the context, or the python_cmd of the host's std::OS, to an interpreter"
+    " that is there, or to 'auto'."
+)
 """What to do when the host has no Python at the configured path."""
-_CALL_ADVICE = "The hop was connected, and then a call failed: read what came back."
 
 Report = dict[str, Any]
 """
-What was found out about one hop. Always: ``hop``, ``works``, ``command`` and ``seconds`` (to
-connect it, with the hops before it, or to fail). Of one that works: what
-:func:`inmanta_mitogen.facts.facts` returns, ``round_trip_ms``, and ``put_mb_s`` and ``read_mb_s``
-where these were measured. Of one that does not: ``cause``, ``detail`` and ``advice``.
+What is known of a hop: always ``hop``, ``command``, ``works`` and ``seconds`` (to connect it, or to
+fail). Of one that works also what :func:`inmanta_mitogen.facts.facts` returns, ``round_trip_ms``,
+and, where measured, ``put_mb_s`` and ``read_mb_s``; else ``cause``, ``detail`` and ``advice``.
 """
+Finding = tuple[str, str, Report]
+"""A label, the text to show after it, and what it adds to the report of the hop."""
+
+_FAILURES = (PythonNotFoundError, RemoteException, UnreadableError, mitogen.core.Error)
 
 
 def check_hops(
-    serialized_context: Mapping[str, Any], *, timeout: float, speed: bool = False
-) -> Iterator[Report]:
+    serialized_context: Mapping[str, Any], timeout: float, speed: bool
+) -> Iterator[Finding]:
     """
     Connect each hop of a context in turn, until one fails.
 
     :param serialized_context: A valid serialized context.
     :param timeout: How long each call to a connected hop may take, in seconds.
     :param speed: Whether to measure the throughput of the last hop.
-    :return: A report for each hop that was tried.
+    :return: What is found, as soon as it is known; the label ``hop`` begins the next hop.
     """
     hops = hops_of(serialized_context)
     python = sys.executable
-    # All stay open to the end, so that the next hop is connected through what is there.
-    with contextlib.ExitStack() as opened:
+    link: Link | None = None
+    router = hub().enter()
+    try:
         for hop in hops:
-            report: Report = {"hop": describe_hop(hop), "command": command_line(hop, python)}
-            proxy = Proxy(dict(hop), call_timeout=timeout)
-            opened.callback(proxy.disconnect, timeout=2.0, best_effort=True)
+            yield "hop", describe_hop(hop), {"hop": describe_hop(hop)}
+            command = shown_command(hop, python)
+            yield "command", command, {"command": command}
             started = time.monotonic()
             try:
-                proxy.connect()
-                report["seconds"] = time.monotonic() - started
-                report |= _examine(proxy, speed and hop is hops[-1])
-            except (ConnectError, PythonNotFoundError, RemoteException) as error:
-                report["seconds"] = time.monotonic() - started
-                report |= _explain(error)
-            yield report
-            if not report["works"]:
+                link = Link(hop, via=link, router=router)
+                seconds = time.monotonic() - started
+                yield "connected", f"after {seconds:.2f} s", {"works": True, "seconds": seconds}
+                link.prepare(hop)
+                facts = _call(link, timeout, inmanta_mitogen.facts.facts)
+                python = facts["python"]
+                yield from _show(facts)
+                yield _round_trip(link, timeout)
+                if speed and hop is hops[-1] and facts["tmp"]:
+                    yield _throughput(hop, timeout, facts["tmp"])
+            except _FAILURES as error:
+                seconds = time.monotonic() - started
+                yield from _explain((link and link.failure) or error, seconds)
                 return
-            python = report["python"]
+    finally:
+        hub().leave(None)
 
 
-def _examine(proxy: Proxy, speed: bool) -> Report:
-    facts: Report = dict(proxy.remote_call(inmanta_mitogen.facts.facts))
-    path = f"{facts['tmp']}/inmanta-mitogen-{secrets.token_hex(8)}"
-    trips = [_timed(proxy.remote_call, os.getpid) for _ in range(ROUND_TRIPS)]
-    report: Report = {"works": True, "round_trip_ms": statistics.median(trips) * 1000}
-    # The host wrote these texts.
-    report |= {key: bounded_text(v, 200) if type(v) is str else v for key, v in facts.items()}
-    if speed and facts["tmp"]:
-        try:
-            report["put_mb_s"] = SPEED_SIZE / 1e6 / _timed(proxy.put, path, os.urandom(SPEED_SIZE))
-            report["read_mb_s"] = SPEED_SIZE / 1e6 / _timed(proxy.read_binary, path)
-        finally:
-            if proxy.file_exists(path):
-                proxy.remove(path)
-    return report
+def _show(facts: Report) -> Iterator[Finding]:
+    yield "user", facts["user"], facts
+    yield "Python", f"{facts['version']}, {facts['python']}", {}
+    where = f"{facts['tmp']}, writable" if facts["tmp"] else "none is writable"
+    yield "temporary", f"{where}, {facts['tmp_free'] / 2**30:.1f} GiB free", {}
 
 
-def _timed(method: Any, *args: object) -> float:
+def _seconds(function: Callable[..., object], *args: object) -> float:
     started = time.monotonic()
-    method(*args)
+    function(*args)
     return time.monotonic() - started
 
 
-def _explain(error: ConnectError | PythonNotFoundError | RemoteException) -> Report:
-    if isinstance(error, ConnectError):
-        cause, detail, advice = error.cause.name, error.detail, error.cause.value
-    elif isinstance(error, PythonNotFoundError):
-        cause, detail, advice = "PYTHON_NOT_FOUND", str(error), PYTHON_ADVICE
-    else:
-        cause, detail, advice = "CALL_FAILED", bounded_text(str(error), 2000), _CALL_ADVICE
-    return {"works": False, "cause": cause, "detail": detail, "advice": advice}
+def _call(link: Link, timeout: float, function: Callable[[], object]) -> Any:
+    link.allow(function)
+    value = read_answer(link.context.call_async(function).get(timeout=timeout).data)
+    if isinstance(value, mitogen.core.CallError):
+        raise value
+    return value
 
 
-def command_line(serialized_context: Mapping[str, Any], python: str) -> str:
-    """
-    Return the shell command that starts the interpreter of a context from the agent's machine, and
-    has it print its version. It holds no secret. Empty where there is no such command.
-
-    :param serialized_context: A valid serialized context.
-    :param python: The interpreter that the last hop is connected from, which is the default of
-        some methods.
-    """
-    *_, hop = hops = hops_of(serialized_context)
-    if any(each["method_name"] == "setns" for each in hops):
-        return ""  # mitogen enters the namespaces itself
-    argv = [*_python_argv(hop, python), "-V"]
-    try:
-        for each in reversed(hops):
-            argv = starting(each, argv)
-    except mitogen.core.Error:
-        return ""  # mitogen does not take these options, which connecting tells
-    return shlex.join(argv)
+def _round_trip(link: Link, timeout: float) -> Finding:
+    trips = [_seconds(_call, link, timeout, os.getpid) for _ in range(ROUND_TRIPS)]
+    ms = statistics.median(trips) * 1000
+    return "round trip", f"{ms:.1f} ms", {"round_trip_ms": ms}
 
 
-def _python_argv(hop: Mapping[str, Any], python: str) -> list[str]:
-    given = hop.get("python_path")
-    if is_auto(given):
-        return ["python3"]
-    if given:
-        return list(given) if isinstance(given, list | tuple) else [str(given)]
-    default = mitogen.parent.get_connection_class(hop["method_name"]).options_class.python_path
-    return [python if default == mitogen.parent.Options.python_path else default]
+def _throughput(hop: Mapping[str, Any], timeout: float, folder: str) -> Finding:
+    path, content = f"{folder}/inmanta-mitogen-{secrets.token_hex(8)}", os.urandom(SPEED_SIZE)
+    with Proxy(dict(hop), call_timeout=timeout) as proxy:
+        put = SPEED_SIZE / 1e6 / _seconds(proxy.put, path, content)
+        read = SPEED_SIZE / 1e6 / _seconds(proxy.read_binary, path)
+        proxy.remove(path)
+    text = f"put {put:.1f} MB/s, read {read:.1f} MB/s"
+    return "throughput", text, {"put_mb_s": put, "read_mb_s": read}
+
+
+def _explain(error: Exception, seconds: float) -> Iterator[Finding]:
+    slow = isinstance(error, mitogen.core.TimeoutError)
+    known: Cause = getattr(error, "cause", Cause.TIMEOUT if slow else Cause.OTHER)
+    cause, advice = known.name, known.value
+    detail = str(getattr(error, "detail", error)).strip() or "a call was not answered in time"
+    if isinstance(error, PythonNotFoundError):
+        cause, advice = "PYTHON_NOT_FOUND", PYTHON_ADVICE
+        detail = f"No such python interpreter: {error.missing}\n{error.found}".strip()
+    yield "failed", f"{cause}, after {seconds:.2f} s", {"works": False, "seconds": seconds}
+    yield "came back", detail, {"cause": cause, "detail": detail}
+    yield "advice", advice, {"advice": advice}

@@ -36,9 +36,11 @@ def test_a_good_chain_and_that_its_commands_run_by_hand(
     server: SshHost, trusted: support.User, python: str
 ) -> None:
     arguments = ["--identity", server.identity_file, "--python", python, "--sudo", "--speed"]
+    logins = server.logins()
     status, hop = check(server, trusted.name, *arguments)
 
     assert status == 0, hop
+    assert server.logins() == logins + 2  # the hops, and a proxy that measures
     assert hop["hop"] == "sudo root"
     assert hop["user"] == "root (0)"
     assert min(hop["round_trip_ms"], hop["put_mb_s"], hop["read_mb_s"]) > 0
@@ -52,6 +54,14 @@ def test_a_missing_python(server: SshHost, trusted: support.User) -> None:
 
     assert (status, hop["cause"]) == (1, "PYTHON_NOT_FOUND")
     assert "found on that host: /" in hop["detail"]
+
+
+def test_a_key_that_a_server_with_passwords_does_not_accept(server: SshHost) -> None:
+    other_key = f"{server.directory}/host_key"
+    status, hop = check(server, server.username, "--identity", other_key)
+
+    assert (status, hop["cause"]) == (1, "AUTHENTICATION")
+    assert "a key of the agent's user" in hop["advice"]
 
 
 def test_sudo_that_asks_for_a_password(server: SshHost, asked: support.User, python: str) -> None:

@@ -297,7 +297,9 @@ def test_each_cause_is_documented_with_its_advice() -> None:
 
 def test_the_samples_of_the_check_show_the_advice_of_their_cause() -> None:
     samples = blocks(DOCS / "howto" / "check.md", "text")
-    failures = [re.findall(r"^  failed +(\w+), .*\n.*\n  advice +(.*)$", s, re.M) for s in samples]
+    failures = [
+        re.findall(r"^  failed +(\w+), .*\n(?:.*\n)+?  advice +(.*)$", s, re.M) for s in samples
+    ]
     shown = {cause: advice for found in failures for cause, advice in found}
 
     assert len(shown) == 5

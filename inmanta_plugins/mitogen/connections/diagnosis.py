@@ -34,7 +34,6 @@ _SIGNS: tuple[tuple[Cause, tuple[str, ...]], ...] = (
         Cause.PASSWORD_REQUIRED,
         (
             r"password is required",
-            r"password was requested, but none specified",
             r"(sudo|doas): a (terminal|tty) is required",
         ),
     ),
@@ -46,6 +45,7 @@ _SIGNS: tuple[tuple[Cause, tuple[str, ...]], ...] = (
         Cause.AUTHENTICATION,
         (
             r"SSH authentication is incorrect",
+            r"SSH password was requested, but none specified",  # a key is what was tried
             r"^([^@\s]{1,64}@[^:]{1,255}: )?Permission denied \(",
             r"Too many authentication failures",
         ),

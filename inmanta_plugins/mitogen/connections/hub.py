@@ -107,7 +107,7 @@ class Hub:
         :raises ConnectError: A hop could not be connected.
         """
         hop = checked_context(serialized_context)
-        router = self._enter()
+        router = self.enter()
         via: _SharedHop | None = None
         link: Link | None = None
         try:
@@ -121,7 +121,8 @@ class Hub:
             self.leave(via)
             raise
 
-    def _enter(self) -> mitogen.master.Router:
+    def enter(self) -> mitogen.master.Router:
+        """Return the router, and keep it until :meth:`leave`."""
         with self._lock:
             if self._router is None or not _mitogen.broker_runs(self._router):
                 _mitogen.quiet_mitogen()

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import mitogen.core
 import mitogen.parent
 from inmanta_plugins.mitogen.contexts.options import SECRET_OPTIONS, is_auto
 from inmanta_plugins.mitogen.errors import Cause, ConnectError
+from inmanta_plugins.mitogen.texts import hops_of
 
 # The user's ssh configuration is read; this is what must not be taken from it. A terminal changes
 # what is sent, and who ends a connection that others share ends theirs. What the context has in its
@@ -70,7 +72,29 @@ class _Bare(mitogen.parent.Connection):  # type: ignore[misc]  # mitogen is not 
         return self.argv
 
 
-def starting(hop: Mapping[str, object], argv: list[str]) -> list[str]:
+def shown_command(hop: Mapping[str, Any], python: str = sys.executable) -> str:
+    """
+    Return the shell command that starts the interpreter of a context from the agent's machine, and
+    has it print its version. It holds no secret. Empty where there is no such command.
+
+    :param hop: A serialized context.
+    :param python: The interpreter that the hop is connected from, which is the default of some
+        methods.
+    """
+    default = mitogen.parent.get_connection_class(hop["method_name"]).options_class.python_path
+    if default == mitogen.parent.Options.python_path:
+        default = python
+    given = "python3" if is_auto(hop.get("python_path")) else hop.get("python_path") or default
+    argv = [*(given if isinstance(given, list | tuple) else [str(given)]), "-V"]
+    try:
+        for each in reversed(hops_of(hop)):
+            argv = _starting(each, argv)
+    except mitogen.core.Error:
+        return ""  # mitogen does not take the options, or starts no program
+    return shlex.join(argv)
+
+
+def _starting(hop: Mapping[str, object], argv: list[str]) -> list[str]:
     """
     Return the command that connects a hop, with another command in the place of its interpreter.
 
@@ -80,19 +104,8 @@ def starting(hop: Mapping[str, object], argv: list[str]) -> list[str]:
     method = mitogen.parent.get_connection_class(hop["method_name"])
     if method is mitogen.parent.Connection:  # local: there is nothing before the interpreter
         return argv
+    if hop["method_name"] == "setns":
+        raise mitogen.core.Error("it enters the namespaces itself")
     options = method.options_class(max_message_size=0, **mitogen_options(hop))
     connection = type("Bare", (method, _Bare), {"argv": argv})(options, None)
     return [str(word) for word in connection.get_boot_command()]
-
-
-def shown_command(hop: Mapping[str, object], *arguments: str) -> str:
-    """
-    Return the command that connects a hop, as it is typed into a shell; it holds no secret.
-
-    :param hop: A serialized context.
-    :param arguments: What the interpreter is given in the place of mitogen's program: ``-V``.
-    """
-    method = mitogen.parent.get_connection_class(hop["method_name"])
-    python = hop.get("python_path") or method.options_class.python_path
-    words = list(python) if isinstance(python, list | tuple) else [str(python)]
-    return shlex.join(starting(hop, [*words, *(arguments or ["-V"])]))
