@@ -360,13 +360,15 @@ class Host:
     """
     This machine as another: with no interpreter at the usual places but those put there.
 
+    :param router: What connects to it.
     :param root: A directory for what is put there.
     """
 
     #: What is mounted elsewhere than it is.
     REPLACED = ("/opt", "/usr/local/bin", "/usr/libexec")
 
-    def __init__(self, root: pathlib.Path) -> None:
+    def __init__(self, router: Router, root: pathlib.Path) -> None:
+        self.router = router
         self.root = root
         self.home = root / "home"
         self.hidden: list[str] = []
@@ -411,24 +413,24 @@ class Host:
             *("env", "-i", f"PATH={self.path}", f"HOME={self.home}"),
         ]
 
-    def choose(self, router: Router) -> mitogen.parent.Context:
+    def choose(self) -> mitogen.parent.Context:
         run_in = ["env", "-C", str(self.root)]
-        return router.local(python_path=[*run_in, *self.command, *interpreters.auto_command()])
+        return self.router.local(python_path=[*run_in, *self.command, *interpreters.auto_command()])
 
-    def chosen(self, router: Router) -> str:
+    def chosen(self) -> str:
         """The path of the interpreter that the host chooses."""
-        picked: str = self.choose(router).call(os.getenv, "PICKED")
+        picked: str = self.choose().call(os.getenv, "PICKED")
         return picked.removeprefix(str(self.root))
 
-    def report(self, router: Router) -> Report:
+    def report(self) -> Report:
         """What the host says when it has nothing to choose."""
-        return report_of(router, [*self.command, *interpreters.auto_command()])
+        return report_of(self.router, [*self.command, *interpreters.auto_command()])
 
 
 @pytest.fixture
-def host(tmp_path: pathlib.Path) -> Host:
+def host(router: Router, tmp_path: pathlib.Path) -> Host:
     support.need("unshare", "mount")
-    host = Host(tmp_path)
+    host = Host(router, tmp_path)
     probe = support.execute(*host.command, "true")
     if probe.returncode:
         pytest.skip(f"needs a mount namespace of its own: {probe.stderr}")
@@ -460,14 +462,12 @@ CHOICES = [
 
 
 @pytest.mark.parametrize(("path", "there_are"), CHOICES)
-def test_a_host_chooses_its_newest_interpreter(
-    router: Router, host: Host, path: str, there_are: str
-) -> None:
+def test_a_host_chooses_its_newest_interpreter(host: Host, path: str, there_are: str) -> None:
     host.path = path + host.path
     interpreters = [words.split() for words in there_are.split(", ")]
     for interpreter, version in interpreters:
         host.put(interpreter, version)
-    assert host.chosen(router).endswith(interpreters[0][0])
+    assert host.chosen().endswith(interpreters[0][0])
 
 
 DEFECTS = {
@@ -481,81 +481,77 @@ DEFECTS = {
 
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_an_interpreter_that_does_not_run_or_lacks_what_mitogen_needs_is_not_chosen(
-    router: Router, host: Host, defect: str
+    host: Host, defect: str
 ) -> None:
     host.put("/usr/local/bin/python3.13", "3.13.1", more=f"import os; {DEFECTS[defect]}")
     host.put("/opt/a/bin/python3.9", "3.9.1")
-    assert host.chosen(router).endswith("/opt/a/bin/python3.9")
+    assert host.chosen().endswith("/opt/a/bin/python3.9")
 
 
-def test_a_debug_build_is_chosen_only_where_there_is_nothing_else(
-    router: Router, host: Host
-) -> None:
+def test_a_debug_build_is_chosen_only_where_there_is_nothing_else(host: Host) -> None:
     host.put("/usr/local/bin/python3.12", "3.12.1", more="sys.gettotalrefcount = lambda: 0")
-    assert host.chosen(router).endswith("/usr/local/bin/python3.12")
+    assert host.chosen().endswith("/usr/local/bin/python3.12")
     host.put("/opt/a/bin/python3.7", "3.7.1")
-    assert host.chosen(router).endswith("/opt/a/bin/python3.7")
+    assert host.chosen().endswith("/opt/a/bin/python3.7")
 
 
-def test_noise_of_the_interpreters_does_not_hide_their_versions(router: Router, host: Host) -> None:
+def test_noise_of_the_interpreters_does_not_hide_their_versions(host: Host) -> None:
     noise = "import os\nif not os.environ.get('ARGV0'): print('@ @@py welcome', end='')"
     host.put("/usr/local/bin/python3.12", "3.12.1", more=noise)
     host.put("/usr/local/bin/python3.9", "3.9.1")
-    assert host.chosen(router).endswith("/usr/local/bin/python3.12")
+    assert host.chosen().endswith("/usr/local/bin/python3.12")
 
 
-def test_no_interpreter_is_started_that_can_not_be_better(router: Router, host: Host) -> None:
+def test_no_interpreter_is_started_that_can_not_be_better(host: Host) -> None:
     started = host.root / "started"
     host.put("/opt/a/bin/python3.12", "3.12.1")
     host.put("/opt/b/bin/python3.9", "3.9.1", more=f"open({str(started)!r}, 'a').close()")
     host.at("/opt/b/bin/python3").symlink_to("python3.9")
-    assert host.chosen(router).endswith("/opt/a/bin/python3.12")
+    assert host.chosen().endswith("/opt/a/bin/python3.12")
     assert not started.exists()
 
 
 @support.requires_root
-def test_interpreters_in_the_home_of_another_user_are_passed_over(
-    router: Router, host: Host
-) -> None:
+def test_interpreters_in_the_home_of_another_user_are_passed_over(host: Host) -> None:
     host.put("/home/.local/bin/python3.12", "3.12.1")
     host.put("/opt/a/bin/python3.9", "3.9.1")
     os.chown(host.home, 65534, 65534)
-    assert host.chosen(router).endswith("/opt/a/bin/python3.9")
+    assert host.chosen().endswith("/opt/a/bin/python3.9")
 
 
-def test_a_linked_interpreter_is_started_by_its_own_path(router: Router, host: Host) -> None:
+def test_a_linked_interpreter_is_started_by_its_own_path(host: Host) -> None:
     # mitogen starts it anew with an argv[0] that does not exist: a relocated Python finds its
     # library from there only by its real path.
     link = host.at("/opt/a/bin/python3")
     link.parent.mkdir(parents=True)
     link.symlink_to(host.real)
-    assert host.choose(router).call(eval, "__import__('sys').executable") == host.real
+    assert host.choose().call(eval, "__import__('sys').executable") == host.real
 
 
-def test_a_virtual_environment_is_not_left(router: Router, host: Host) -> None:
+def test_a_virtual_environment_is_not_left(host: Host) -> None:
     environment = host.at("/opt/app")
     link = environment / "bin" / "python3"
     link.parent.mkdir(parents=True)
     link.symlink_to(host.real)
     (environment / "pyvenv.cfg").write_text(f"home = {host.root}\n")
-    context = host.choose(router)
+    context = host.choose()
     assert context.call(eval, "__import__('sys').executable") == "/opt/app/bin/python3"
     assert context.call(eval, "__import__('sys').prefix") == "/opt/app"
 
 
-def test_the_search_leaves_no_trace_in_the_environment(router: Router, host: Host) -> None:
+def test_the_search_leaves_no_trace_in_the_environment(host: Host) -> None:
     host.put("/opt/a/bin/python3.9", "3.9.1")
     names = list("ABCDFIKLNPSTVWbcdfklnoqrsvwxyz")
     before = ["env", *(f"{name}=unchanged" for name in names)]
-    context = router.local(python_path=[*host.command, *before, *interpreters.auto_command()])
+    context = host.router.local(python_path=[*host.command, *before, *interpreters.auto_command()])
     unchanged = dict.fromkeys(names, "unchanged")
     assert {name: context.call(os.getenv, name) for name in names} == unchanged
     assert context.call(os.getenv, "PATH") == host.path
 
 
-def test_a_host_without_an_interpreter_says_where_it_looked(router: Router, host: Host) -> None:
+def test_a_host_without_an_interpreter_says_where_it_looked(host: Host) -> None:
     host.path = f"/opt/tools/bin:{host.path}"
-    report = host.report(router)
+    report = host.report()
     assert report.is_missing
     assert report.requested.name == "auto"
     assert (report.found, report.broken) == ((), ())
@@ -566,10 +562,10 @@ def test_a_host_without_an_interpreter_says_where_it_looked(router: Router, host
     assert all(place in text for place in report.places)
 
 
-def test_a_host_with_old_and_broken_interpreters_only_says_so(router: Router, host: Host) -> None:
+def test_a_host_with_old_and_broken_interpreters_only_says_so(host: Host) -> None:
     host.put("/opt/a/bin/python3", "3.5.2")
     script(host.at("/opt/b/bin/python3.9"), "exit 1")
-    report = host.report(router)
+    report = host.report()
     assert report.is_missing
     assert report.found == (Interpreter("/opt/a/bin/python3", "3.5.2"),)
     assert report.broken == ("/opt/b/bin/python3.9",)
@@ -579,16 +575,14 @@ def test_a_host_with_old_and_broken_interpreters_only_says_so(router: Router, ho
     assert "/opt/b/bin/python3.9" in text.rpartition("not working")[2]
 
 
-def test_the_interpreters_that_are_there_are_named_newest_first_and_once(
-    router: Router, host: Host
-) -> None:
+def test_the_interpreters_that_are_there_are_named_newest_first_and_once(host: Host) -> None:
     host.put("/usr/local/bin/python3", "3.9.9")
     host.at("/usr/local/bin/python3.9").symlink_to("python3")
     host.at("/usr/local/bin/python").symlink_to("python3")
     host.put("/opt/a b/bin/python3.12", "3.12.1")
     host.put("/opt/é/bin/python3.10", "3.10.1")
     script(host.at("/opt/c/bin/python3.13"), "exit 1")
-    report = ask(router, ["python9"], *host.command)
+    report = ask(host.router, ["python9"], *host.command)
     assert report.found == (
         Interpreter("/opt/a b/bin/python3.12", "3.12.1"),
         Interpreter("/opt/é/bin/python3.10", "3.10.1"),
@@ -602,22 +596,22 @@ def test_the_interpreters_that_are_there_are_named_newest_first_and_once(
     )
 
 
-def test_interpreters_without_end_are_not_all_tried(router: Router, host: Host) -> None:
+def test_interpreters_without_end_are_not_all_tried(host: Host) -> None:
     for number in range(40):
         script(host.at(f"/opt/{number:02}/bin/python3.9"), f"echo x >>{host.root}/tried; exit 1")
-    assert host.report(router).is_missing
+    assert host.report().is_missing
     assert len((host.root / "tried").read_text().split()) == 16
 
 
 @pytest.mark.parametrize("has_timeout", [True, False])
 @pytest.mark.usefixtures("little_patience")
-def test_silent_interpreters_are_given_up(router: Router, host: Host, has_timeout: bool) -> None:
+def test_silent_interpreters_are_given_up(host: Host, has_timeout: bool) -> None:
     if not has_timeout:
         timeout = support.find_program("timeout")
         host.hidden.append(timeout or "/usr/bin/timeout")
     script(host.at("/usr/local/bin/python3.13"), f"echo $$ >{host.root}/pid; exec sleep 600")
     host.put("/opt/a/bin/python3.9", "3.9.1")
-    assert host.chosen(router).endswith("/opt/a/bin/python3.9")
+    assert host.chosen().endswith("/opt/a/bin/python3.9")
     pid = int((host.root / "pid").read_text())
     assert support.is_gone(pid)
 

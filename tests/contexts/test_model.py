@@ -117,13 +117,6 @@ def connection_module(name: str) -> object:
         return None
 
 
-def test_every_option_of_mitogen_has_an_attribute_and_every_attribute_an_option(
-    entities: dict[str, Entity],
-) -> None:
-    for method, kind in entities.items():
-        assert set(attributes_of(kind)) - OF_THE_MODEL == set(options_of_mitogen(method)), method
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_the_table_of_options_has_what_mitogen_has(method: str) -> None:
     options = options_of_mitogen(method)
@@ -146,14 +139,17 @@ def test_the_secret_options_are_those_that_hold_a_password() -> None:
     assert with_password == {name for name in METHODS if "password" in METHODS[name]}
 
 
-def test_the_model_and_the_table_of_options_agree_on_types(entities: dict[str, Entity]) -> None:
+def test_the_model_and_the_table_of_options_agree_on_options_and_types(
+    entities: dict[str, Entity],
+) -> None:
     # A dict may have fractions of seconds too: inmanta has no type that takes both 5 and 5.5.
     types = {str: "string", bool: "bool", int: "int", float: "int", list: "string[]"}
     for method, kind in entities.items():
-        for name, attribute in attributes_of(kind).items():
-            if name not in OF_THE_MODEL:
-                written = attribute.type.type_string_internal().removesuffix("?")
-                assert written == types[METHODS[method][name].type], (method, name)
+        attributes = attributes_of(kind)
+        assert set(attributes) - OF_THE_MODEL == set(METHODS[method]), method
+        for name, option in METHODS[method].items():
+            written = attributes[name].type.type_string_internal().removesuffix("?")
+            assert written == types[option.type], (method, name)
 
 
 def test_only_what_mitogen_cannot_do_without_is_required(entities: dict[str, Entity]) -> None:

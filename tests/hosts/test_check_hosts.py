@@ -48,14 +48,6 @@ def test_a_good_chain_and_that_its_commands_run_by_hand(
     assert by_hand.stdout == f"Python {hop['version']}\n", by_hand.stderr
 
 
-def test_a_missing_python(server: SshHost, trusted: support.User) -> None:
-    arguments = ["--identity", server.identity_file, "--python", "/usr/bin/python9"]
-    status, hop = check(server, trusted.name, *arguments)
-
-    assert (status, hop["cause"]) == (1, "PYTHON_NOT_FOUND")
-    assert "found on that host: /" in hop["detail"]
-
-
 def test_a_key_that_a_server_with_passwords_does_not_accept(server: SshHost) -> None:
     other_key = f"{server.directory}/host_key"
     status, hop = check(server, server.username, "--identity", other_key)
