@@ -36,9 +36,8 @@ class CommandTimeoutError(subprocess.TimeoutExpired):
         self.survived = survived
 
     def __str__(self) -> str:
-        first = f"Command {self.cmd[0]!r} timed out after {self.timeout:g} seconds"
         outcome = "it could not be ended and is still running" if self.survived else "it was ended"
-        lines = [f"{first}; {outcome}"]
+        lines = [f"Command {self.cmd[0]!r} timed out after {self.timeout:g} seconds; {outcome}"]
         for name, raw in (("stdout", self.output), ("stderr", self.stderr)):
             if raw:
                 text = raw[-_QUOTED:].decode("utf-8", "backslashreplace").rstrip("\n")
@@ -52,9 +51,7 @@ def start_error(failure: OSError, command: bytes, directory: Optional[bytes]) ->
     # That is the directory, where it can't be entered.
     name = failure.filename or command
     reason = os.strerror(failure.errno or errno.EIO)
-    if failure.errno == errno.ENOENT and name == command:
-        if b"/" in command and os.path.isfile(os.path.join(directory or b"", command)):
-            reason = "The interpreter of its first line, or the loader of the program, is missing"
-        elif b" " in command:
-            reason += ". Pass the arguments of a command as a list, not in one string with it"
+    is_there = b"/" in command and os.path.isfile(os.path.join(directory or b"", command))
+    if failure.errno == errno.ENOENT and name == command and is_there:
+        reason = "The interpreter of its first line, or the loader of the program, is missing"
     return OSError(failure.errno, reason, decode(name))

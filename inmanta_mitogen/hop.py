@@ -46,10 +46,8 @@ class Watched:
 
     def _complete_connection(self) -> None:
         lines = getattr(self.stdio_stream and self.stdio_stream.protocol, "logged_lines", ())  # type: ignore[attr-defined]
-        versions = [
-            found.group(1).decode() for _, line in lines for found in _VERSION.finditer(line)
-        ]
-        self.context.python_version = versions[-1] if versions else ""  # type: ignore[attr-defined]
+        versions = _VERSION.findall(b"\n".join(line for _, line in lines))
+        self.context.python_version = versions[-1].decode() if versions else ""  # type: ignore[attr-defined]
         super()._complete_connection()  # type: ignore[misc]  # mitogen's
 
     def _streams(self) -> List[Any]:

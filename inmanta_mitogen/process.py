@@ -75,9 +75,8 @@ def run(
     :raises TypeError: An argument, a variable or the input is not a string.
     :raises ValueError: One of them holds a NUL or can't be encoded.
     """
-    limit = min(
-        (seconds for seconds in (timeout, call_timeout) if seconds is not None), default=math.inf
-    )
+    limits = [seconds for seconds in (timeout, call_timeout) if seconds is not None]
+    limit = min(limits, default=math.inf)
     deadline = time.monotonic() + limit
     if isinstance(arguments, (str, bytes)):
         raise TypeError("The arguments must be a list of strings, not one string")
@@ -116,17 +115,15 @@ def _outlived_by_command() -> Iterator[List[int]]:
     :return: The signals that came. This process dies of the first one when the block ends.
     """
     told = []  # type: List[int]
-    if threading.current_thread() is not threading.main_thread():
-        # Others can't set handlers.
-        yield told
-        return
-    if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+    # Other threads can't set handlers.
+    settable = threading.current_thread() is threading.main_thread()
+    if settable and signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
         # Inherited from the agent's environment; every exit status would be lost.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     numbers = [
         number
         for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) == signal.SIG_DFL
+        if settable and signal.getsignal(number) == signal.SIG_DFL
     ]
     for number in numbers:
         signal.signal(number, lambda number, frame: told.append(number))
@@ -157,10 +154,7 @@ def _start(
     stdin: Union[str, bytes, None],
 ) -> "subprocess.Popen[bytes]":
     directory = None if cwd is None else encode(cwd)
-    with contextlib.ExitStack() as stack:
-        source = subprocess.DEVNULL  # type: Union[int, IO[bytes]]
-        if stdin is not None:
-            source = stack.enter_context(_stdin_file(stdin))
+    with _stdin_file(stdin) as source:
         try:
             return subprocess.Popen(
                 argv,
@@ -178,8 +172,10 @@ def _start(
             raise start_error(error, argv[0], directory) from error
 
 
-def _stdin_file(content: Union[str, bytes]) -> IO[bytes]:
+def _stdin_file(content: Union[str, bytes, None]) -> IO[bytes]:
     """Return a file without a name: unlike a pipe, it needs nobody who goes on writing."""
+    if content is None:
+        return open(os.devnull, "rb")
     if isinstance(content, str):
         content = content.encode("utf-8", "surrogateescape")
     view = memoryview(content)
@@ -303,15 +299,16 @@ class _Command:
         return bool(ready)
 
 
-def _leave_behind(script: str, *arguments: int, stdin: Optional[IO[bytes]] = None) -> None:
-    null = subprocess.DEVNULL
+def _leave_behind(
+    script: str, *arguments: int, stdin: Union[int, IO[bytes]] = subprocess.DEVNULL
+) -> None:
     with contextlib.suppress(OSError):
         # In a session of its own, out of reach of whoever ends this one.
         subprocess.call(
             ["/bin/sh", "-c", _IN_BACKGROUND.format(script), "sh", *map(str, arguments)],
-            stdin=null if stdin is None else stdin,
-            stdout=null,
-            stderr=null,
+            stdin=stdin,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             cwd="/",
             start_new_session=True,
         )
