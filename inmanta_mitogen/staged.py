@@ -11,18 +11,19 @@ import fcntl
 import os
 import stat
 import sys
-from typing import IO, Dict, Iterator, NamedTuple, Optional, Set, Tuple, Type, Union
+from typing import IO, Dict, Iterator, NamedTuple, Optional, Set, Tuple, Union
 
 from inmanta_mitogen.names import AnyPath, encode
 
 #: The name of a temporary file is this and 32 hexadecimal digits.
 _PREFIX = ".inmanta-put-"
 
-#: The size in bytes of a directory from which on it is not searched for temporary files.
-_LARGE_DIRECTORY = 1 << 20
-
 #: The directories that were searched, by device and inode.
 _searched: Set[Tuple[int, int]] = set()
+
+#: The size, in bytes, up to which the new and the old content of a file that is written in place
+#: are kept in memory.
+IN_MEMORY = 16 << 20
 
 # O_PATH needs the permission to search the directory only, and is not known outside Linux.
 _DIRECTORY: int = os.O_DIRECTORY | getattr(os, "O_PATH", 0)
@@ -43,13 +44,7 @@ def as_bytes(content: object) -> memoryview:
 
     :raises TypeError: It is text, or does not hold bytes.
     """
-    if isinstance(content, str):
-        raise TypeError("The content must be bytes, not str: encode it first, text.encode()")
-    try:
-        return memoryview(content).cast("B")  # type: ignore[arg-type]  # this finds out
-    except TypeError:
-        kind = type(content).__name__
-        raise TypeError(f"The content must be bytes, not {kind}") from None
+    return memoryview(content).cast("B")  # type: ignore[arg-type]  # this finds out
 
 
 def put(path: AnyPath, content: bytes, *, in_place: bool = False) -> None:
@@ -74,8 +69,7 @@ def put(path: AnyPath, content: bytes, *, in_place: bool = False) -> None:
       directory's owner are followed, and no links below what belongs to anybody else.
     - No temporary file is left, except by a process that was killed. It is removed at the first
       put of a later process into that directory, by its name (``.inmanta-put-`` and 32 hexadecimal
-      digits) and as nobody holds its lock. Directories whose list of names takes more than 1 MiB
-      are not searched.
+      digits) and as nobody holds its lock.
 
     What can't be replaced is **written in place**: devices and FIFOs, entries of /proc and /sys,
     bind-mounted files, files where the directory may not be written to, is sticky or append-only,
@@ -100,9 +94,8 @@ def put(path: AnyPath, content: bytes, *, in_place: bool = False) -> None:
         not to be trusted.
     :raises OSError: It can't be written: ENOSPC, EDQUOT, ENXIO for a FIFO that nobody reads.
     """
-    view = as_bytes(content)
     with StagedWrite(path, in_place=in_place) as staged:
-        staged.write(view)
+        staged.write(content)
         staged.commit()
 
 
@@ -129,22 +122,18 @@ class StagedWrite:
         self.size = 0
         # The name and the final mode of the temporary file beside the target, if there is one.
         self._temporary: Optional[str] = None
-        self._mode = 0
-        self._stack = contextlib.ExitStack()
-        try:
-            with self._naming():
-                self._target = _locate(encode(path), self._stack)
-                self._file = self._open_stage(in_place)
-        except BaseException:
-            self.abort()
-            raise
+        with contextlib.ExitStack() as self._stack, self._naming():
+            self._target = _locate(encode(path), self._stack)
+            self._stack.callback(self._remove_temporary)
+            self._file = self._open_stage(in_place)
+            self._stack = self._stack.pop_all()
 
     def write(self, chunk: Buffer) -> None:
         """
         Add to the content. The file itself does not change yet.
 
         :raises OSError: There is no room for it. The old file is untouched.
-        :raises ValueError: After :meth:`commit` or :meth:`abort`.
+        :raises ValueError: After :meth:`commit`.
         """
         view = as_bytes(chunk)
         with self._naming():
@@ -163,29 +152,23 @@ class StagedWrite:
         Make what was written the file's content.
 
         :raises OSError: That failed. Unless the text says otherwise, the file is untouched.
-        :raises ValueError: After :meth:`commit` or :meth:`abort`.
+        :raises ValueError: After :meth:`commit`.
         """
+        self._file.flush()
         try:
             with self._naming():
                 if self._temporary is None or not self._replace(self._temporary):
                     from inmanta_mitogen.in_place import write_in_place
 
-                    write_in_place(self._target, self._file, self.size)
+                    write_in_place(self._target, self._file)
         finally:
-            self.abort()
-
-    def abort(self) -> None:
-        """
-        Forget what was written and not committed. Can be called any number of times, at any time.
-        """
-        self._remove_temporary()
-        self._stack.close()
+            self._stack.close()
 
     def __enter__(self) -> "StagedWrite":
         return self
 
-    def __exit__(self, kind: Optional[Type[BaseException]], *_: object) -> None:
-        self.abort()
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
     @contextlib.contextmanager
     def _naming(self) -> Iterator[None]:
@@ -223,22 +206,26 @@ class StagedWrite:
         self._temporary = name
         file = self._stack.enter_context(open(number, "r+b", buffering=0))  # noqa: SIM115
         self._mode = stat.S_IMODE(os.fstat(number).st_mode)
-        try_lock(number)
+        with contextlib.suppress(OSError):  # some file systems have no locks
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if is_new:
             _set_mode(number, 0o600)
         return file
 
     def _open_spool(self) -> IO[bytes]:
-        from inmanta_mitogen.in_place import open_spool
+        # Imported when needed, which is seldom, as it takes longer than all the rest.
+        import tempfile
 
-        return self._stack.enter_context(open_spool())
+        return self._stack.enter_context(tempfile.SpooledTemporaryFile(IN_MEMORY))
 
     def _move_to_spool(self) -> None:
         from inmanta_mitogen.in_place import copy
 
         with self._file as source:
+            # What was not written whole is written again.
+            source.truncate(self.size)
             self._file = self._open_spool()
-            copy(source, self._file, 0, self.size)
+            copy(source, self._file)
         self._remove_temporary()
 
     def _remove_temporary(self) -> None:
@@ -380,24 +367,13 @@ def _remove_abandoned(directory: int) -> None:
     if identity in _searched:
         return
     _searched.add(identity)
-    if state.st_size > _LARGE_DIRECTORY:
-        return
     for name in os.listdir(directory):
         if name.startswith(_PREFIX) and len(name) == len(_PREFIX) + 32:
             with contextlib.suppress(OSError):
                 flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK
                 with open(os.open(name, flags, dir_fd=directory), "wb", buffering=0) as file:
-                    if try_lock(file.fileno()):
-                        os.unlink(name, dir_fd=directory)
-
-
-def try_lock(file: int) -> bool:
-    """Return whether this open file has the lock now. Some file systems have none."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except OSError:
-        return False
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(name, dir_fd=directory)
 
 
 # Owner, mode, extended attributes
