@@ -6,6 +6,7 @@ host gets each file from the agent when it is first needed, so this one loads no
 before one of their functions is asked for.
 """
 
+import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -25,18 +26,15 @@ __all__ = [
     "run",
 ]
 
+# Where they are, but for those of files.
+_MODULES = {"put": "staged", "run": "process"}
+
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     # Only the one that is needed: a host compiles each.
-    if name == "put":
-        from inmanta_mitogen import staged as module
-    elif name == "run":
-        from inmanta_mitogen import process as module  # type: ignore[no-redef]
-    else:
-        from inmanta_mitogen import files as module  # type: ignore[no-redef]
-
+    module = importlib.import_module(f"inmanta_mitogen.{_MODULES.get(name, 'files')}")
     value = globals()[name] = getattr(module, name)
     return value
 

@@ -4,7 +4,7 @@ need no more: a host compiles each file at its first use.
 """
 
 import os
-from typing import Any, Callable, Union
+from typing import Any, Callable, Union, cast
 
 AnyPath = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
 
@@ -24,10 +24,8 @@ def encode(value: AnyPath) -> bytes:
     try:
         return os.fsencode(value)
     except UnicodeEncodeError:
-        text = os.fspath(value)
         # Bytes need no encoding, so it can only have been text that failed.
-        assert isinstance(text, str)
-        return text.encode("utf-8", "surrogateescape")
+        return cast(str, os.fspath(value)).encode("utf-8", "surrogateescape")
 
 
 def native(path: AnyPath) -> Union[str, bytes]:
@@ -35,9 +33,7 @@ def native(path: AnyPath) -> Union[str, bytes]:
     Return the path as Python's functions can take it in any locale: itself, or the text that the
     locale's encoding turns into its bytes.
     """
-    raw = encode(path)
-    given = os.fspath(path)
-    return given if isinstance(given, bytes) else os.fsdecode(raw)
+    return path if isinstance(path, bytes) else os.fsdecode(encode(path))
 
 
 def decode(raw: bytes) -> str:
