@@ -39,21 +39,20 @@ def main() -> int:
 def _introduce(show: Show, kept: Kept) -> None:
     url, header = kept.server.url, f"-H 'X-Inmanta-tid: {kept.environment}'"
     deploy = kept.project.write_script(kept.server.client, kept.environment)
-    show.say(
-        f"\nThe orchestrator stays up at [bold]{url}[/], and with it its hosts, until Ctrl-C. To"
-    )
+    show.say(f"\nThe orchestrator and its hosts stay up until Ctrl-C: [bold]{url}[/]. You can")
     for what, command in {
         "see the resources": f"curl {header} {url}/api/v2/resource",
         "deploy all of them again": f"curl -X POST {header} {url}/api/v1/deploy",
+        "check the connection of a host": f"INMANTA_CMDLINE_REST_TRANSPORT_PORT={kept.server.port}"
+        f" {sys.executable} -m inmanta_plugins.mitogen check --environment {kept.environment}"
+        " --host by-ssh",
         "change the model": f"${{EDITOR:-vi}} {kept.project.directory}/main.cf",
         "deploy the changed model": f"sh {deploy}",
         "read the logs": f"less {kept.server.logs}/*.log",
     }.items():
         show.say(f"  {what}:")
         show.command(command)
-    show.say(
-        "There is no web console: PyPI has inmanta-ui, which serves one, but not the files of it.\n"
-    )
+    show.say("There is no web console: PyPI has inmanta-ui, which serves one, without its files.\n")
 
 
 def _arguments() -> argparse.Namespace:

@@ -44,7 +44,7 @@ def sudo_description() -> str:
     How the host's users become root.
     """
     if os.geteuid() == 0:
-        return "no sudo, it is root that logs in"
+        return "no sudo: root logs in"
     if _sudo_works():
         return "sudo"
     return "a stand-in for sudo that runs commands as you: sudo would ask for your password"
