@@ -12,7 +12,6 @@ import pathlib
 import signal
 import threading
 
-import host_files
 import mitogen.core
 import pytest
 
@@ -91,7 +90,7 @@ def public() -> collections.abc.Iterator[pathlib.Path]:
     """
     A directory that every user may enter, unlike pytest's.
     """
-    with host_files.public_directory() as path:
+    with support.public_directory() as path:
         yield path
 
 

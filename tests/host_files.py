@@ -5,9 +5,7 @@ What tests of the host's files share: file systems, other users and ways to die.
 import collections.abc
 import contextlib
 import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -42,19 +40,6 @@ def python_as(uid: int, code: str, *args: object) -> str:
     command = (sys.executable, "-c", _PRELUDE + code, uid, *args)
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     return support.execute(*command, env=environment, umask=0o022, check=True).stdout
-
-
-@contextlib.contextmanager
-def public_directory() -> collections.abc.Iterator[Path]:
-    """
-    A directory that every user may enter, unlike pytest's.
-    """
-    path = Path(tempfile.mkdtemp(prefix="inmanta-mitogen-test-"))
-    try:
-        path.chmod(0o755)
-        yield path
-    finally:
-        shutil.rmtree(path)
 
 
 @contextlib.contextmanager

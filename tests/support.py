@@ -139,16 +139,6 @@ def freeze(pid: int) -> None:
     wait_until(lambda: is_stopped(pid), f"{pid} is stopped")
 
 
-def write_files(directory: pathlib.Path, files: collections.abc.Mapping[str, str]) -> None:
-    """
-    Writes files, without the indentation that their texts have in common.
-    """
-    for name, text in files.items():
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(textwrap.dedent(text).lstrip())
-
-
 @contextlib.contextmanager
 def together(proxy: Proxy) -> collections.abc.Iterator[None]:
     """
@@ -219,6 +209,30 @@ def need(*programs: str, root: bool = False) -> None:
         pytest.skip("needs root")
     if reason := missing_programs(*programs):
         pytest.skip(reason)
+
+
+# Files
+
+
+@contextlib.contextmanager
+def public_directory() -> collections.abc.Iterator[pathlib.Path]:
+    """
+    A directory that every user may enter, unlike pytest's.
+    """
+    with tempfile.TemporaryDirectory(prefix="inmanta-mitogen-test-") as name:
+        path = pathlib.Path(name)
+        path.chmod(0o755)
+        yield path
+
+
+def write_files(directory: pathlib.Path, files: collections.abc.Mapping[str, str]) -> None:
+    """
+    Writes files, without the indentation that their texts have in common.
+    """
+    for name, text in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text).lstrip())
 
 
 # Interpreters

@@ -106,8 +106,13 @@ def pretend(path: pathlib.Path, version: str, *, real: str, more: str = "") -> N
 @pytest.fixture(scope="module")
 def there() -> collections.abc.Iterator[pathlib.Path]:
     """A directory that everybody can search, with what may be at a python_path."""
-    directory = pathlib.Path(tempfile.mkdtemp(prefix="interpreters-"))
-    directory.chmod(0o755)
+    with support.public_directory() as directory:
+        fill(directory)
+        yield directory
+        (directory / "private").chmod(0o700)
+
+
+def fill(directory: pathlib.Path) -> None:
     (directory / "good").symlink_to(sys.executable)
     pretend(directory / "old", "3.5.2", real=sys.executable)
     pretend(directory / "chatty", "3.9.9", real=sys.executable, more="print('@py@ hello', end='')")
@@ -128,9 +133,6 @@ def there() -> collections.abc.Iterator[pathlib.Path]:
     (directory / "into-private").symlink_to("private/python")
     script(directory / "not-for-you", "exit 0", mode=0o710 if AS_NOBODY else 0o011)
     private.chmod(0o700 if AS_NOBODY else 0)
-    yield directory
-    private.chmod(0o700)
-    shutil.rmtree(directory)
 
 
 # What was requested

@@ -35,10 +35,7 @@ SYNTAX = {
     "jexec": ("lu:U:d:", ""),
     "machinectl status": ("laqo:", "full no-pager all quiet output="),
 }
-PROGRAMS = (
-    *("docker", "buildah", "kubectl", "lxc-attach", "lxc-info"),
-    *("lxc", "incus", "jexec", "machinectl"),
-)
+PROGRAMS = {"incus", *(syntax.split()[0] for syntax in SYNTAX)}
 #: How a program tells a container's first process.
 LEADERS = {
     "docker": "{leader}",

@@ -9,7 +9,6 @@ import pathlib
 import secrets
 import shlex
 import shutil
-import tempfile
 
 import pytest
 
@@ -170,15 +169,11 @@ def running_container(
     python = support.interpreter_for_everyone()
     if python is None or not python.startswith("/usr/"):
         pytest.skip("needs a Python in /usr that every user can execute")
-    directory = pathlib.Path(tempfile.mkdtemp(prefix="containers-"))
-    directory.chmod(0o755)
-    try:
-        _, password_hash, *_ = support.execute("getent", "shadow", owner.name).stdout.split(":")
+    _, password_hash, *_ = support.execute("getent", "shadow", owner.name).stdout.split(":")
+    with support.public_directory() as directory:
         container = Container(directory, owner.password, password_hash)
         try:
             container.start([] if with_python else interpreters())
             yield container
         finally:
             container.remove()
-    finally:
-        shutil.rmtree(directory)

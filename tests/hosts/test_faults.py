@@ -107,21 +107,15 @@ def kill(pids: collections.abc.Iterable[int]) -> None:
     support.wait_until(lambda: all(map(support.is_gone, found)), f"{found} are gone")
 
 
-def kill_ssh(host: SshHost, pid: int) -> None:
-    kill(children(f"{host.identity_file}"))
+Fault = collections.abc.Callable[[SshHost, int], object]
 
-
-def kill_interpreter(host: SshHost, pid: int) -> None:
-    kill([pid])
-
-
-def reboot(host: SshHost, pid: int) -> None:
-    host.restart()
-
-
-each_fault = pytest.mark.parametrize(
-    "fault", [kill_ssh, kill_interpreter, reboot], ids=lambda fault: fault.__name__
-)
+#: What can be done to a host, and to the interpreter there by its process id.
+FAULTS: dict[str, Fault] = {
+    "kill_ssh": lambda host, pid: kill(children(host.identity_file)),
+    "kill_interpreter": lambda host, pid: kill([pid]),
+    "reboot": lambda host, pid: host.restart(),
+}
+each_fault = pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 
 
 def lost(proxy: Proxy) -> None:
@@ -133,9 +127,7 @@ def lost(proxy: Proxy) -> None:
 
 
 @each_fault
-def test_a_connection_lost_between_calls_is_made_anew(
-    host: SshHost, fault: collections.abc.Callable[[SshHost, int], None]
-) -> None:
+def test_a_connection_lost_between_calls_is_made_anew(host: SshHost, fault: Fault) -> None:
     before = support.Snapshot()
     with Proxy(host.serialized()) as proxy:
         pid = proxy.remote_call(far_side.pid)
@@ -143,14 +135,14 @@ def test_a_connection_lost_between_calls_is_made_anew(
         lost(proxy)
         assert proxy.remote_call(far_side.pid) != pid
         assert proxy.run("echo", ["back"])[0] == "back"
-    if fault is not reboot:  # the server is a new process then
+    if fault is not FAULTS["reboot"]:  # the server is a new process then
         before.settle()
     nothing_runs_on(host)
 
 
 @each_fault
 def test_a_call_under_way_fails_and_is_not_repeated(
-    host: SshHost, lose_call: LoseCall, fault: collections.abc.Callable[[SshHost, int], None]
+    host: SshHost, lose_call: LoseCall, fault: Fault
 ) -> None:
     with Proxy(host.serialized()) as proxy:
         pid = proxy.remote_call(far_side.pid)
@@ -164,7 +156,7 @@ def test_a_client_killed_just_before_a_call_does_not_cost_it(host: SshHost) -> N
         for _ in range(3):
             proxy.run("true")
             # Not waited for by anyone but the kernel: this side finds out by the call itself.
-            kill_ssh(host, 0)
+            kill(children(host.identity_file))
             assert proxy.run("echo", ["back"])[0] == "back"
 
 

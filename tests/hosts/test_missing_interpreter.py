@@ -5,7 +5,6 @@ and never so when it is anything else.
 
 import collections.abc
 import pathlib
-import tempfile
 
 import mitogen.core
 import pytest
@@ -44,9 +43,8 @@ def french_host(python: str) -> collections.abc.Iterator[SshHost]:
     A host that sends a banner, and whose programs speak French.
     """
     support.need("sshd", "ssh", root=True)
-    with tempfile.TemporaryDirectory(prefix="locale-") as directory:
-        pathlib.Path(directory).chmod(0o755)
-        environment = support.french_locale(pathlib.Path(directory))
+    with support.public_directory() as directory:
+        environment = support.french_locale(directory)
         banner = "Accès réservé. python3: not found\n"
         with SshHost(
             name="hôte", python_path=[python], environment=environment, banner=banner
