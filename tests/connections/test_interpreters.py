@@ -558,7 +558,7 @@ def test_a_host_without_an_interpreter_says_where_it_looked(host: Host) -> None:
     assert report.requested.name == "auto"
     assert (report.found, report.broken) == ((), ())
     assert report.places[:3] == ("/opt/tools/bin", "/usr/bin", "/bin")
-    assert {"/usr/libexec", "/opt/rh/*/root/usr/bin", "~/.local/bin"} < {*report.places}
+    assert {"/usr/libexec", "/opt/rh/*/root/usr/bin"} < {*report.places}
     text = interpreters.describe_found(report)
     assert text.startswith("no Python 3.6 or newer was found on that host; looked for python3, ")
     assert all(place in text for place in report.places)

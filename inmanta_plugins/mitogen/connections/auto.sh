@@ -18,7 +18,7 @@ search() {
     fi
     say requested missing - "" auto ""
     printf "%s\n" "$found"
-    say searched "$PATH"
+    say searched "$places"
 }
 
 set -- "$(search 2>/dev/null)" "$@"

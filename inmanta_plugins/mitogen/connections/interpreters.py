@@ -14,7 +14,7 @@ import enum
 import functools
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from inmanta_plugins.mitogen import settings
 
@@ -22,70 +22,19 @@ from inmanta_plugins.mitogen import settings
 #: start on 2.7 and on 3.6 and newer, by their metadata and by trying.)
 MINIMUM = (3, 6)
 
-#: What an interpreter may be called, apart from ``python3.N``.
-UNVERSIONED_NAMES = ("python3", "python", "platform-python")
-
-#: ``python3.N``, newest first.
-VERSIONED_NAMES = tuple(f"python3.{minor}" for minor in range(20, MINIMUM[1] - 1, -1))
-
-#: Where interpreters are looked for, after the directories on the user's PATH.
-PLACES = (
-    "/usr/local/bin",
-    "/usr/bin",
-    "/bin",
-    "/usr/libexec",
-    "/usr/local/python*/bin",
-    "/opt/*/bin",
-    "/opt/python/*/bin",
-    "/opt/rh/*/root/usr/bin",
-    "/usr/pkg/bin",
-    "/snap/bin",
-    "/run/current-system/sw/bin",
-)
-
-#: The same, below the user's home directory.
-HOME_PLACES = (".local/bin", ".pyenv/versions/*/bin", ".local/share/uv/python/*/bin")
-
-# Runs on any Python since 2.5. It imports what mitogen's first stages do and a build may lack (pty:
-# not in Debian's python3-minimal) and writes: rank, version, executable. The rank is 0 for one that
-# is too old; among the others the higher the better, with 100 more for a released CPython that is
-# no debug build. Links are resolved since mitogen starts the interpreter anew with an argv[0] that
-# does not exist, from which a relocated one (uv's) finds its library only by the real path. Not so
-# for a virtual environment, which would be lost.
-_PYTHON = (
-    "import sys;sys.path=[p for p in sys.path if p];"
-    "import binascii,fcntl,logging,math,os,pickle,pty,select,socket,termios,threading,zlib;"
-    "d=os.path.dirname;"
-    "b=[m.__file__ for m in (pickle,pty,socket,threading) if d(m.__file__)!=d(os.__file__)];"
-    "b and sys.exit(b[0]+' takes the place of a module of the standard library');"
-    "v=sys.version_info;e=sys.executable;g=getattr;"
-    f"r=v[0]==3 and v[:2]>={MINIMUM} and v[1]+100*(v[3]=='final' and"
-    " sys.implementation.name=='cpython' and not hasattr(sys,'gettotalrefcount'));"
-    "e=sys.prefix==g(sys,'base_prefix',sys.prefix) and os.path.realpath(e) or e;"
-    "n=chr(10);"
-    "os.write(1,(n+'@py@%d %d.%d.%d '%((r,)+v[:3])).encode()+g(os,'fsencode',str)(e)+n.encode())"
-)
-
 
 class Status(enum.Enum):
-    """What became of a requested interpreter."""
+    """What became of a requested interpreter, with the word that the scripts have for it."""
 
-    USABLE = "usable"
+    USABLE = "python"
     #: Nothing is there, or nothing that anybody could execute.
     MISSING = "missing"
     #: The user may not execute it, though others may, or may not search the directory it is in.
-    PERMISSION_DENIED = "permission denied"
+    PERMISSION_DENIED = "denied"
     #: It runs, and is older than :data:`MINIMUM`.
     TOO_OLD = "too old"
     #: It starts, and ends without having run any code; also when it does not answer.
     FAILED = "failed"
-
-
-_KINDS = {
-    "missing": Status.MISSING,
-    "denied": Status.PERMISSION_DENIED,
-    "failed": Status.FAILED,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,8 +149,10 @@ def parse_report(text: str) -> Report | None:
                 found[path] = Interpreter(path, version)
             case ["broken", _, path]:
                 broken.append(path)
-            case ["searched", path]:
-                places = _places(path)
+            case ["searched", searched]:
+                # Those that the script passes over are not among them.
+                absolute = (each for each in searched.split(":") if each.startswith("/"))
+                places = tuple(dict.fromkeys(each for each in absolute if "/shims" not in each))
     if requested is None:
         return None
     newest_first = sorted(found.values(), key=lambda each: each.version_info, reverse=True)
@@ -220,9 +171,8 @@ def describe_found(report: Report) -> str:
         parts.append(f"found on that host: {_listed(usable)}")
     elif report.places:
         parts.append(
-            f"no Python {_dotted(MINIMUM)} or newer was found on that host; looked for"
-            f" {UNVERSIONED_NAMES[0]}, {VERSIONED_NAMES[0]} to {VERSIONED_NAMES[-1]},"
-            f" {_listed(UNVERSIONED_NAMES[1:])} in {_listed(report.places)}"
+            f"no Python {_dotted(MINIMUM)} or newer was found on that host; looked for python3,"
+            f" python3.N, python and platform-python in {_listed(report.places)}"
         )
     if too_old := [each for each in report.found if each not in usable]:
         parts.append(f"too old: {_listed(too_old)}")
@@ -235,26 +185,19 @@ def _requested(
     kind: str, exit_status: str, version: str, name: str, output: str
 ) -> Requested | None:
     ended_with = int(exit_status) if exit_status.isdecimal() else None
-    if kind == "python" and _VERSION.fullmatch(version):
-        status = Status.USABLE if _numbers(version) >= MINIMUM else Status.TOO_OLD
-        return Requested(status, name, version=version, exit_status=ended_with)
-    if kind not in _KINDS:
+    if kind not in ("python", "missing", "denied", "failed"):
         return None
-    lines = [output.strip()] if output.strip() else []
-    if kind == "failed" and ended_with in _GIVEN_UP:
-        lines.insert(0, f"no answer within {settings.PROBE_SECONDS} seconds, or killed")
-    return Requested(_KINDS[kind], name, exit_status=ended_with, output="\n".join(lines))
-
-
-def _places(path: str) -> tuple[str, ...]:
-    # What each() passes over.
-    directories = [
-        directory.rstrip("/") or "/"
-        for directory in path.split(":")
-        if directory.startswith("/") and not directory.rstrip("/").endswith("/shims")
-    ]
-    homes = [f"~/{place}" for place in HOME_PLACES]
-    return tuple(dict.fromkeys([*directories, *PLACES, *homes]))
+    status, output = Status(kind), output.strip()
+    if status is Status.USABLE:
+        if not _VERSION.fullmatch(version):
+            return None
+        if _numbers(version) < MINIMUM:
+            status = Status.TOO_OLD
+        return Requested(status, name, version=version, exit_status=ended_with)
+    if status is Status.FAILED and ended_with in _GIVEN_UP:
+        told = f"no answer within {settings.PROBE_SECONDS} seconds, or killed"
+        output = f"{told}\n{output}".strip()
+    return Requested(status, name, exit_status=ended_with, output=output)
 
 
 def _listed(things: Sequence[object]) -> str:
@@ -275,7 +218,7 @@ _GIVEN_UP = (124, 137, 143)
 _VERSION = re.compile(r"\d{1,4}(\.\d{1,4}){2}")
 
 # The report's own characters only: the script, should something show it, has none of these lines.
-_FIELD = r"(?:%[0-9a-f]*|[A-Za-z0-9/._+:@,=~-]+)"
+_FIELD = r"(?:%[0-9a-f]*|[A-Za-z0-9/._+:@,=~*-]+)"
 _LINE = re.compile(rf"\[\[inmanta-python(?P<fields>(?: {_FIELD}){{2,6}})\]\]")
 
 
@@ -292,26 +235,19 @@ def _script(name: str) -> str:
     code = re.sub(r"^ *(#.*)?\n|^ +", "", text, flags=re.MULTILINE)
     include = ". interpreters.sh\n"
     if include in code:
-        code = code.replace(include, "".join(_settings()) + _script("interpreters.sh"))
+        code = _settings() + code.replace(include, _script("interpreters.sh"))
     return code
 
 
-def _settings() -> Iterator[str]:
-    """Yield lines that set what the scripts have in capitals."""
-    values = {
-        "PYTHON_CODE": _PYTHON,
-        "PATIENCE": settings.PROBE_SECONDS,
-        "MOST_SILENT": settings.PROBED_SILENT,
-        "MOST_TRIED": settings.PROBED,
-        "MOST_OUTPUT": settings.PROBE_OUTPUT,
-        "PLACES": ":".join(PLACES),
-        "HOME_PLACES": ":".join(f"${{HOME-}}/{place}" for place in HOME_PLACES),
-        "VERSIONED_NAMES": " ".join(VERSIONED_NAMES),
-        "UNVERSIONED_NAMES": " ".join(UNVERSIONED_NAMES),
-        "NAMES": " ".join([UNVERSIONED_NAMES[0], *VERSIONED_NAMES, *UNVERSIONED_NAMES[1:]]),
-    }
-    for name, value in values.items():
-        yield f'{name}="{value}"\n'
+def _settings() -> str:
+    """Return lines that set what the scripts take from here."""
+    return (
+        f'MINIMUM="{MINIMUM[0]}, {MINIMUM[1]}"\n'
+        f"PATIENCE={settings.PROBE_SECONDS}\n"
+        f"MOST_SILENT={settings.PROBED_SILENT}\n"
+        f"MOST_TRIED={settings.PROBED}\n"
+        f"MOST_OUTPUT={settings.PROBE_OUTPUT}\n"
+    )
 
 
 @functools.cache

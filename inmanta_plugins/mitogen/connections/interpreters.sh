@@ -6,8 +6,37 @@
 # Finds Python interpreters and asks each for its version: what probe.sh and auto.sh share.
 #
 # POSIX sh for dash, bash, busybox, zsh, mksh, ksh and yash. No text or message of a program is
-# looked at, only exit statuses and files, so that no locale matters. The words in capitals
-# (PYTHON_CODE, PLACES, …) are set by interpreters.py, which also takes comments and indentation out.
+# looked at, only exit statuses and files, so that no locale matters. MINIMUM, PATIENCE and the MOST_…
+# are set by interpreters.py, which also takes comments and indentation out.
+
+# python3.N, newest first, and what an interpreter may be called else.
+VERSIONED_NAMES="python3.20 python3.19 python3.18 python3.17 python3.16 python3.15 python3.14 \
+python3.13 python3.12 python3.11 python3.10 python3.9 python3.8 python3.7 python3.6"
+# shellcheck disable=SC2034  # auto.sh uses it
+UNVERSIONED_NAMES="python3 python platform-python"
+
+# Where they are looked for, after the directories on the user's PATH.
+PLACES="/usr/local/bin:/usr/bin:/bin:/usr/libexec:/usr/local/python*/bin:/opt/*/bin:/opt/python/*/bin:\
+/opt/rh/*/root/usr/bin:/usr/pkg/bin:/snap/bin:/run/current-system/sw/bin"
+HOME_PLACES="${HOME-}/.local/bin:${HOME-}/.pyenv/versions/*/bin:${HOME-}/.local/share/uv/python/*/bin"
+
+# Runs on any Python since 2.5. It imports what mitogen's first stages do and a build may lack (pty:
+# not in Debian's python3-minimal) and writes: rank, version, executable. The rank is 0 for one that
+# is too old; among the others the higher the better, with 100 more for a released CPython that is
+# no debug build. Links are resolved since mitogen starts the interpreter anew with an argv[0] that
+# does not exist, from which a relocated one (uv's) finds its library only by the real path. Not so
+# for a virtual environment, which would be lost.
+PYTHON_CODE="import sys;sys.path=[p for p in sys.path if p];\
+import binascii,fcntl,logging,math,os,pickle,pty,select,socket,termios,threading,zlib;\
+d=os.path.dirname;\
+b=[m.__file__ for m in (pickle,pty,socket,threading) if d(m.__file__)!=d(os.__file__)];\
+b and sys.exit(b[0]+' takes the place of a module of the standard library');\
+v=sys.version_info;e=sys.executable;g=getattr;\
+r=v[0]==3 and v[:2]>=($MINIMUM) and v[1]+100*(v[3]=='final' and \
+sys.implementation.name=='cpython' and not hasattr(sys,'gettotalrefcount'));\
+e=sys.prefix==g(sys,'base_prefix',sys.prefix) and os.path.realpath(e) or e;\
+n=chr(10);\
+os.write(1,(n+'@py@%d %d.%d.%d '%((r,)+v[:3])).encode()+g(os,'fsencode',str)(e)+n.encode())"
 
 set +f +e +u +x +v +C
 
@@ -44,7 +73,7 @@ encode() {
     LC_ALL=C
     PATH=$PATH:/usr/bin:/bin
     case $1 in
-    *[!A-Za-z0-9/._+:@,=~-]* | "")
+    *[!A-Za-z0-9/._+:@,=~*-]* | "")
         printf %%
         printf %s "$1" | tail -c "$MOST_OUTPUT" | od -An -v -tx1 | tr -d " \n"
         ;;

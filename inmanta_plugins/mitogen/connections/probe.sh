@@ -139,8 +139,8 @@ shift $(($# - count))
 judge "$@"
 say requested $state $ended "$version" "$wanted" "$output"
 [ "$rank" -gt 0 ] && exit 1
-names=$NAMES
+names="python3 $VERSIONED_NAMES python platform-python"
 try_each 2>/dev/null
 printf "%s\n" "$found"
-say searched "$PATH"
+say searched "$places"
 exit 1
