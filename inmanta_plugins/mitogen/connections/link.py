@@ -17,6 +17,7 @@ import inmanta_mitogen.hop
 import mitogen.core
 import mitogen.master
 import mitogen.parent
+from inmanta_mitogen.names import native
 from inmanta_plugins.mitogen import _mitogen
 from inmanta_plugins.mitogen.connections.programs import (
     check_identity_file,
@@ -92,8 +93,8 @@ class Link:
 
             raise too_old(hop, first_of_python_path(hop), self.context.python_version)
         # Before the order, so that the host has what it is told to load and need not ask for it.
-        self.allow(inmanta_mitogen.dispatch.call)
-        self.allow(inmanta_mitogen.lexists)
+        for needed in (inmanta_mitogen.dispatch.call, inmanta_mitogen.lexists, native):
+            self.allow(needed)
         message = _mitogen.order(exec, PREPARE_HOST)
         broker = self.router.broker
 

@@ -81,37 +81,18 @@ class Module:
     @functools.cached_property
     def imports(self) -> frozenset[str]:
         """Each name that it imports, and the packages that these are in."""
-        if self._is_ours:
-            return self._our_imports(" *")
-        return frozenset(self._lineages(ast.walk(self._tree)))
+        # Hosts may have all of ours; the first calls would wait until it is parsed.
+        return frozenset() if self._is_ours else frozenset(self._lineages(ast.walk(self._tree)))
 
     @functools.cached_property
     def top_level_imports(self) -> frozenset[str]:
         """What is certainly imported with it: its packages are, too."""
-        if self._is_ours:
-            return self._our_imports("")
-        return frozenset({*self._lineages(self._tree.body), *lineage(self.name)[:-1]})
-
-    def imports_of(self, function: str) -> frozenset[str]:
-        """
-        Return what a function at its top level imports when it is called.
-
-        :param function: The function's name.
-        """
-        if self._is_ours:
-            return frozenset()  # what is imported late there is seldom needed
-        found = [one for one in self._tree.body if getattr(one, "name", None) == function]
-        return frozenset(self._lineages(node for one in found for node in ast.walk(one)))
+        found = () if self._is_ours else self._lineages(self._tree.body)
+        return frozenset({*found, *lineage(self.name)[:-1]})
 
     @property
     def _is_ours(self) -> bool:
         return self.name.split(".")[0] == OURS
-
-    def _our_imports(self, indentation: str) -> frozenset[str]:
-        # The first calls wait for this, and parsing takes 30 times as long.
-        statement = rf"^{indentation}from {OURS}\.?(\w*) import (\w+)"
-        found = re.findall(statement, self._source, re.MULTILINE)
-        return frozenset(f"{OURS}.{module or name}" for module, name in found) | {OURS}
 
     def _lineages(self, nodes: "Iterator[ast.AST] | list[ast.stmt]") -> Iterator[str]:
         package = self.name if self.path is not None else self.name.rpartition(".")[0]

@@ -144,35 +144,33 @@ class ServedModules:
             return True
         with self._lock:
             self._send_changed(host)
+            self._allow(host, lineage(name))
             if context.changes_before is None:
                 context.changes_before = host.served.changes
             if context.changes_before != host.served.changes:
                 return False
-            self._allow(host, lineage(name), context.context_id)
-            module = modules.find(name)
-            if module is not None:
-                self._send_ahead(host, name)
-                for one in sorted(module.imports_of(function.__qualname__.split(".")[0])):
-                    self._send_ahead(host, one)
+            self._send_ahead(host, name)
         return True
 
-    def _allow(self, host: "Guest", names: Iterable[str], *also_to: int) -> None:
+    def _allow(self, host: "Guest", names: Iterable[str]) -> None:
         served = host.served
         new = {name for name in names if name.split(".")[0] not in _NEVER} - served.allowed
         served.allowed |= new
         # Who was refused one remembers that it is not there.
         for name in sorted(new & served.refused):
             served.refused.discard(name)
-            module = modules.find(name)
-            if module is not None:
-                self._send(host, module, *also_to)
+            self._send_anew(host, modules.find(name))
+
+    def _send_anew(self, host: "Guest", module: Module | None) -> None:
+        if module is not None:
+            host.served.changes += 1
+            self._send(host, module)
 
     def _send_changed(self, host: "Guest") -> None:
         for name, old in list(host.served.sent.items()):
             module = modules.find(name)
-            if module is not None and module is not old:
-                host.served.changes += 1
-                self._send(host, module)
+            if module is not old:
+                self._send_anew(host, module)
 
     def _send_ahead(self, host: "Guest", name: str) -> None:
         """Send a module, and before it what is certainly imported with it from its package."""
@@ -187,13 +185,12 @@ class ServedModules:
                 self._send_ahead(host, one)
         self._send(host, module)
 
-    def _send(self, host: "Guest", module: Module, *also_to: int) -> None:
+    def _send(self, host: "Guest", module: Module) -> None:
         served = host.served
         served.sent[module.name] = module
         self._allow(host, module.imports)
         related = [one for one in sorted(module.top_level_imports) if one in served.sent]
-        for destination in dict.fromkeys((host.id, *also_to)):
-            self._route(_described(module, served.allowed, related), destination)
+        self._route(_described(module, served.allowed, related), host.id)
 
     def _route(self, content: object, destination: int) -> None:
         """Send the message in which mitogen's importer expects a module."""
@@ -227,7 +224,7 @@ class ServedModules:
                 # It may have asked before that came.
                 self._router.stray(host, "for a module that it has got already", log=False)
                 return
-            if name in _explicit:
+            if name in _explicit or name.split(".")[0] == modules.OURS:
                 served.allowed.add(name)
             self._send_ahead(host, name)
             if name not in served.sent:
@@ -247,10 +244,15 @@ class ServedModules:
         if msg.is_dead or host is None:
             return
         try:
-            package, name = _names(msg.data)
-        except ValueError:
-            self._router.stray(host, "for a data file that can't be one")
-            return
+            asked = answers.read_answer(msg.data[: 2 * LONGEST_NAME])
+        except answers.UnreadableError:
+            asked = None
+        match asked:
+            case (str(package), str(name)):
+                pass
+            case _:
+                self._router.stray(host, "for a data file that can't be one")
+                return
         with self._lock:
             served = host.served
             content = None
@@ -296,20 +298,6 @@ def _names_of_mitogen() -> frozenset[str]:
     """Return the modules of mitogen's that its own importer asks for."""
     names = {f"mitogen.{name}" for name in mitogen.core.Importer.MITOGEN_PKG_CONTENT}
     return frozenset(name for name in names if modules.find(name) is not None)
-
-
-def _names(data: bytes) -> tuple[str, str]:
-    """Return what a host asks for in a request for a data file."""
-    if len(data) > 8 * LONGEST_NAME:
-        raise ValueError("it is too long")
-    try:
-        asked = answers.read_answer(data)
-    except answers.UnreadableError as error:
-        raise ValueError(str(error)) from None
-    match asked:
-        case (str(package), str(name)) if max(len(package), len(name)) <= LONGEST_NAME:
-            return package, name
-    raise ValueError("it is not two names")
 
 
 def _described(module: Module, allowed: Iterable[str], related: list[str]) -> tuple[object, ...]:
