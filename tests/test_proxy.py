@@ -164,7 +164,7 @@ def closure() -> collections.abc.Callable[[], int]:
         (lambda proxy: proxy.remote_call(far_side.echo, key=object()), "argument 'key' of far_s"),
         (
             lambda proxy: proxy.remote_call(far_side.echo, [1, {"a": Path("/")}]),
-            r"argument 1\[1\]\['a'\] of far_side.echo .*PosixPath",
+            "argument 1 of far_side.echo .*PosixPath",
         ),
     ],
 )

@@ -7,7 +7,6 @@ import time
 import types
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypedDict, TypeVar, cast
 
 import inmanta.agent.handler
@@ -19,10 +18,10 @@ from inmanta_mitogen.dispatch import PACK
 from inmanta_plugins.mitogen import settings
 from inmanta_plugins.mitogen.calls import prefetch, request, transfers
 from inmanta_plugins.mitogen.calls.call import Call
-from inmanta_plugins.mitogen.calls.in_flight import PendingCalls, SentAgainError
+from inmanta_plugins.mitogen.calls.in_flight import PendingCalls
 from inmanta_plugins.mitogen.calls.log import truncate_logged_value
 from inmanta_plugins.mitogen.connections.connection import Answer, Connection
-from inmanta_plugins.mitogen.connections.hub import ForkAware, hub, watch_forks
+from inmanta_plugins.mitogen.connections.hub import hub, watch_forks
 from inmanta_plugins.mitogen.errors import (
     ConnectError,
     NotDeliveredError,
@@ -58,7 +57,7 @@ def _name_of(serialized_context: object) -> str:
     return str(serialized_context.get("name") or describe_context(serialized_context))
 
 
-class Proxy(ForkAware):
+class Proxy:
     """
     Runs functions in the Python of a host, and logs each call.
 
@@ -108,7 +107,7 @@ class Proxy(ForkAware):
         self._revivals = 0
         # The last attempt to reconnect that failed, with when it ended.
         self._not_revived: tuple[float, Exception] | None = None
-        self._pending = PendingCalls(self._settle)
+        self._pending = PendingCalls()
         self._prefetcher = prefetch.Prefetcher()
 
     def after_fork_in_child(self) -> None:
@@ -271,35 +270,26 @@ class Proxy(ForkAware):
             it.
         """
         call = Call(function, args, kwargs, self._name, self.call_timeout)
-        return self._pending.send(call, self._send_soon)
-
-    def _send_soon(self, call: Call) -> None:
-        self._prefetcher.ask(call.function, None)
+        self._prefetcher.ask(function, None)
         try:
-            connection = self._ensure_connected(call.started)
-            packed = self._request(call, connection)
-            connection.send((call.function, packed, partial(self._pending.deliver, call)))
-        except RemoteException as error:
-            self._log(call, exception=error)
-            raise
+            self._send(call, None)
+        except Exception as error:
+            failed: Future[T] = Future()
+            failed.set_exception(error)
+            if isinstance(error, RemoteException):
+                self._log(call, exception=error)
+            return failed
+        return self._pending.add(lambda: self._carry_out(call, self._await))
 
-    def _settle(self, call: Call, answer: Answer | None) -> object:
-        """Return the result of a submitted call; no answer means that it took too long."""
+    def _await(self, call: Call) -> object:
+        """Wait for the result of a submitted call; when it never left, it is sent anew."""
+        if not call.was_sent:
+            self._send(call, None)
+        call.was_sent = False
         try:
-            if answer is None:
-                raise call.time_out()
-            result = transfers.whole_result(call, answer)
-        except RemoteException as error:
-            if isinstance(error, NotDeliveredError) and not call.was_sent_again:
-                call.was_sent_again = True
-                self._send_soon(call)
-                raise SentAgainError from None
-            self._log(call, exception=error)
-            raise
+            return transfers.whole_result(call, call.next())
         finally:
             self._prefetcher.drop()
-        self._log(call, result=result)
-        return result
 
     def _carry_out(self, call: Call, attempt: Callable[[Call], T]) -> T:
         """Make a call, once more when it certainly never reached the host, and log it."""
@@ -317,22 +307,34 @@ class Proxy(ForkAware):
         return result
 
     def _ask(self, call: Call) -> object:
+        path = None
         if self._prefetcher.active and self._may_prefetch():
-            return self._ask_with_prefetching(call)
-        return self._send(call)
+            path = prefetch.path_of(call.function, call.args, call.kwargs)
+        answer = self._prefetched(call, path)
+        if answer is not None:
+            return transfers.whole_result(call, answer)
+        along = self._prefetcher.ask(call.function, path)
+        try:
+            self._send(call, along)
+            _ = call.shown  # while the host is busy anyway
+            return transfers.whole_result(call, call.next())
+        finally:
+            if along is None:
+                self._prefetcher.drop()
 
-    def _send(self, call: Call) -> object:
+    def _send(self, call: Call, along: prefetch.Prefetched | None) -> None:
         connection = self._ensure_connected(call.started)
-        packed = self._request(call, connection)
-        connection.send((call.function, packed, call.inbox.put))
-        _ = call.shown  # while the host is busy anyway
-        return transfers.whole_result(call, call.next())
-
-    @staticmethod
-    def _request(call: Call, connection: Connection) -> bytes:
-        packed = request.request(call.function, call.args, call.kwargs, connection.max_message_size)
+        size = connection.max_message_size
+        packed = request.request(call.function, call.args, call.kwargs, size)
+        calls = [(call.function, packed, call.inbox.put)]
+        for function, inbox in along.inboxes.items() if along else ():
+            packed = request.request(function, call.args, {}, size, only_cheap=True)
+            calls.append((function, packed, inbox.put))
+        if along:
+            along.connection = connection
         call.start_clock(connection)
-        return packed
+        connection.send(*calls)
+        call.was_sent = True
 
     # Prefetching
 
@@ -354,41 +356,18 @@ class Proxy(ForkAware):
         """Return whether calls go to the host and nowhere else, as far as this class knows."""
         return type(self).remote_call is _REMOTE_CALL and "remote_call" not in vars(self)
 
-    def _ask_with_prefetching(self, call: Call) -> object:
-        path = prefetch.path_of(call.function, call.args, call.kwargs)
-        answer = self._prefetched(call, path)
-        if answer is not None:
-            return transfers.whole_result(call, answer)
-        along = self._prefetcher.ask(call.function, path)
-        if along is not None:
-            return self._send_with(call, along)
-        try:
-            return self._send(call)
-        finally:
-            self._prefetcher.drop()
-
     def _prefetched(self, call: Call, path: str | None) -> Answer | None:
-        along, inbox = self._prefetcher.take(call.function, path)
-        if along is None or inbox is None or along.connection is None:
+        taken = self._prefetcher.take(call.function, path)
+        if taken is None:
             return None
-        call.start_clock(along.connection)
+        connection, inbox = taken
+        call.start_clock(connection)
         answer = call.next(inbox)
         if not prefetch.is_usable(answer):
             return None
         self._prefetcher.note(call.function)
         call.prefetched = True
         return answer
-
-    def _send_with(self, call: Call, along: prefetch.Prefetched) -> object:
-        connection = self._ensure_connected(call.started)
-        batch = [(call.function, self._request(call, connection), call.inbox.put)]
-        for function, inbox in along.inboxes.items():
-            size = connection.max_message_size
-            packed = request.request(function, call.args, {}, size, only_cheap=True)
-            batch.append((function, packed, inbox.put))
-        along.connection = connection
-        connection.send(*batch)
-        return transfers.whole_result(call, call.next())
 
     def _log(self, call: Call, **outcome: object) -> None:
         ((key, value),) = outcome.items()

@@ -123,7 +123,7 @@ def test_a_value_whose_meaning_is_clear_is_read_as_the_type_of_its_option(
         ({"hostnam": "h"}, "'hostnam'.*did you mean 'hostname'.*ssh takes .*hostname.*username"),
         ({3: 4}, "unknown option 3"),
         ({"via": []}, "'via' has to be a serialized context"),
-        ({"method_name": None}, "'method_name' has to be one of local, ssh, .*, not NoneType"),
+        ({"method_name": None}, "'method_name' has to be one of local, ssh, .*, not None"),
         ({"method_name": "shh"}, "one of local, ssh, .*, not 'shh'.*did you mean 'ssh'"),
         ({"method_name": "fork"}, "one of local, ssh, .*, not 'fork'"),
     ],

@@ -37,7 +37,7 @@ class Call:
         self.started = time.monotonic()
         self.inbox: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self.connection: Connection | None = None
-        self.was_sent_again = False
+        self.was_sent = False
         self.prefetched = False
         self._deadline: float | None = None
         self._shown: list[object] | None = None

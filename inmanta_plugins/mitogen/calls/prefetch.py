@@ -114,19 +114,18 @@ class Prefetcher:
 
     def take(
         self, function: Function, path: str | None
-    ) -> tuple[Prefetched, queue.SimpleQueue[Answer]] | tuple[None, None]:
+    ) -> tuple[Connection, queue.SimpleQueue[Answer]] | None:
         """
-        Return what a question was sent along with, and where its answer comes, once.
+        Return where a question was asked already, and where its answer comes, once.
 
         :param function: The question.
         :param path: Its path.
         """
         held = self._held
-        if held is not None and held.path == path:
-            inbox = held.inboxes.pop(function, None)
-            if inbox is not None:
-                return held, inbox
-        return None, None
+        if held is None or held.path != path or held.connection is None:
+            return None
+        inbox = held.inboxes.pop(function, None)
+        return None if inbox is None else (held.connection, inbox)
 
     def ask(self, function: Function, path: str | None) -> Prefetched | None:
         """

@@ -5,7 +5,7 @@ import inspect
 import io
 import pickle
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import inmanta_mitogen.dispatch
@@ -15,8 +15,6 @@ from inmanta_plugins.mitogen.errors import UnsendableError
 
 # More than a message takes beyond the one request that it carries, in bytes.
 _AROUND = 1024
-# How deep into an argument an error points.
-_DEEPEST = 50
 
 
 class _ArgumentPickler(pickle.Pickler):
@@ -132,24 +130,11 @@ def _untransportable(
 ) -> TypeError:
     named = [(f"argument {number}", value) for number, value in enumerate(args, 1)]
     named += [(f"argument {name!r}", value) for name, value in kwargs.items()]
-    where = f"the arguments of {function_name(function)}"
-    # From the arguments down to the innermost part that fails by itself. Lists may hold themselves.
-    for _ in range(_DEEPEST):
-        for which, value in named:
-            try:
-                _dumps(value)
-            except Exception as own_error:
-                error, where = own_error, f"{which} of {function_name(function)}"
-                named = [(which + index, part) for index, part in _parts(value)]
-                break
-        else:
+    where = "the arguments"
+    for which, value in named:
+        try:
+            _dumps(value)
+        except Exception as own_error:
+            error, where = own_error, which
             break
-    return TypeError(f"{where} cannot be sent to the host: {error}")
-
-
-def _parts(value: object) -> Iterable[tuple[str, object]]:
-    if isinstance(value, list | tuple):
-        return [(f"[{number}]", part) for number, part in enumerate(value)]
-    if isinstance(value, dict):
-        return [(f"[{key!r:.100}]", part) for key, part in value.items()]
-    return []
+    return TypeError(f"{where} of {function_name(function)} cannot be sent to the host: {error}")

@@ -6,7 +6,7 @@ import itertools
 import queue
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 import inmanta_mitogen.chunks as host
 from inmanta_mitogen.dispatch import KEPT, PACK, RAW
@@ -16,6 +16,9 @@ from inmanta_plugins.mitogen.calls.call import Call
 from inmanta_plugins.mitogen.calls.results import lost, nonsense, result_of
 from inmanta_plugins.mitogen.connections.connection import Answer, Connection, Function
 from inmanta_plugins.mitogen.errors import NotDeliveredError, RemoteException
+
+if TYPE_CHECKING:
+    from inmanta_mitogen.staged import StagedWrite
 
 WINDOW = 4
 """The most chunks on the way."""
@@ -151,23 +154,11 @@ def slices(content: memoryview) -> Iterator[bytes]:
         yield bytes(content[start : start + PACK])
 
 
-class Sink(Protocol):
-    """Where a content goes."""
-
-    def write(self, chunk: bytes, /) -> object:
-        """
-        Add to it.
-
-        :param chunk: The next bytes.
-        """
-        ...
-
-
 def fetch_file(
     call: Call,
     connection: Connection,
     path: str,
-    sink: Sink,
+    sink: "StagedWrite",
     max_size: int | None,
     progress: Progress | None,
 ) -> None:

@@ -21,98 +21,79 @@ from inmanta_plugins.mitogen.settings import LONGEST_SHOWN_LINE, SHOWN_LINES
 # The words of programs (in the C locale, or untranslated in any) and of mitogen, as they stand in
 # one line. The last line that matches any wins. A host chooses what it says: no pattern may
 # take more than linear time, so none has two parts of open length.
-_SIGNS: tuple[tuple[Cause, tuple[str, ...]], ...] = (
-    (
-        Cause.HOST_KEY,
-        (
-            r"Host key verification failed",
-            r"SSH reported an unrecognized or mismatching",
-            r"SSH requested permission to accept unknown host key",
-        ),
-    ),
-    (
-        Cause.PASSWORD_REQUIRED,
-        (
-            r"password is required",
-            r"(sudo|doas): a (terminal|tty) is required",
-        ),
-    ),
-    (
-        Cause.PASSWORD_WRONG,
-        (r"password is incorrect", r"Authentication failure", r"Authentication failed"),
-    ),
-    (
-        Cause.AUTHENTICATION,
-        (
-            r"SSH authentication is incorrect",
-            r"SSH password was requested, but none specified",  # a key is what was tried
-            r"^([^@\s]{1,64}@[^:]{1,255}: )?Permission denied \(",
-            r"Too many authentication failures",
-        ),
-    ),
-    (Cause.UNKNOWN_HOST, (r"Could not resolve hostname",)),
-    (Cause.REFUSED, (r"^ssh: connect to host .*: Connection refused",)),
-    (
-        Cause.UNREACHABLE,
-        (r"^ssh: connect to host .*(timed out|No route to host|unreachable)",),
-    ),
-    (
-        Cause.NO_ROOM,
-        (
-            r"Failed to create a PTY",
-            r"Resource temporarily unavailable",
-            r"Cannot allocate memory",
-            r"^MemoryError",
-            r"failed to map segment from shared object",
-            r"Too many open files",
-            r"No space left on device",
-        ),
-    ),
-    (
-        Cause.NOT_ALLOWED,
-        (
-            r"is not in the sudoers file",
-            r"is not allowed to (execute|run)",
-            r"may not run sudo",
-            r"doas: Operation not permitted",
-            r"su: Permission denied",
-            r"setns\(.*not permitted",
-        ),
-    ),
-    (
-        Cause.UNKNOWN_USER,
-        (
-            r"unknown user",
-            r"[Uu]ser \S{1,64} does not exist",
-            r"unable to find user",
-            r"[Nn]o such user",
-        ),
-    ),
-    (
-        Cause.NO_CONTAINER,
-        (
-            r"[Nn]o such container",
-            r"no container with name",
-            r"pods? \S{1,300} not found",
-            r"[Cc]ontainer \S{1,300} is not running",
-            r"container state improper",
-            r"Instance not found",
-            r"jail \S{1,300} not found",
-            r"failed to get (the )?init pid",
-        ),
-    ),
-    (
-        Cause.HOP_LOST,
-        (
-            r"respondent Context has disconnected",
-            r"no route to \d{1,20}, my ID is",
-            r"Broker (has exitted|began to shut down)",
-        ),
-    ),
-)
-_SIGN_PATTERNS = tuple(
-    (cause, re.compile("|".join(f"(?:{sign})" for sign in signs))) for cause, signs in _SIGNS
-)
+_SIGNS = {
+    Cause.HOST_KEY: r"""
+        Host key verification failed
+        SSH reported an unrecognized or mismatching
+        SSH requested permission to accept unknown host key
+    """,
+    Cause.PASSWORD_REQUIRED: r"""
+        password is required
+        (sudo|doas): a (terminal|tty) is required
+    """,
+    Cause.PASSWORD_WRONG: r"""
+        password is incorrect
+        Authentication failure
+        Authentication failed
+    """,
+    Cause.AUTHENTICATION: r"""
+        SSH authentication is incorrect
+        SSH password was requested, but none specified
+        ^([^@\s]{1,64}@[^:]{1,255}: )?Permission denied \(
+        Too many authentication failures
+    """,
+    Cause.UNKNOWN_HOST: r"""
+        Could not resolve hostname
+    """,
+    Cause.REFUSED: r"""
+        ^ssh: connect to host .*: Connection refused
+    """,
+    Cause.UNREACHABLE: r"""
+        ^ssh: connect to host .*(timed out|No route to host|unreachable)
+    """,
+    Cause.NO_ROOM: r"""
+        Failed to create a PTY
+        Resource temporarily unavailable
+        Cannot allocate memory
+        ^MemoryError
+        failed to map segment from shared object
+        Too many open files
+        No space left on device
+    """,
+    Cause.NOT_ALLOWED: r"""
+        is not in the sudoers file
+        is not allowed to (execute|run)
+        may not run sudo
+        doas: Operation not permitted
+        su: Permission denied
+        setns\(.*not permitted
+    """,
+    Cause.UNKNOWN_USER: r"""
+        unknown user
+        [Uu]ser \S{1,64} does not exist
+        unable to find user
+        [Nn]o such user
+    """,
+    Cause.NO_CONTAINER: r"""
+        [Nn]o such container
+        no container with name
+        pods? \S{1,300} not found
+        [Cc]ontainer \S{1,300} is not running
+        container state improper
+        Instance not found
+        jail \S{1,300} not found
+        failed to get (the )?init pid
+    """,
+    Cause.HOP_LOST: r"""
+        respondent Context has disconnected
+        no route to \d{1,20}, my ID is
+        Broker (has exitted|began to shut down)
+    """,
+}
+_SIGN_PATTERNS = {
+    cause: re.compile("|".join(f"(?:{sign.strip()})" for sign in signs.strip().splitlines()))
+    for cause, signs in _SIGNS.items()
+}
 
 _EXPIRED = re.compile(
     r"(account|[Pp]assword) (or password )?(has|is) expired|required to change your password"
@@ -174,7 +155,7 @@ class _Said:
         if any(map(_EXPIRED.search, lines)):
             return Cause.EXPIRED  # whatever is asked for then
         for line in reversed(lines):
-            for cause, pattern in _SIGN_PATTERNS:
+            for cause, pattern in _SIGN_PATTERNS.items():
                 if pattern.search(line):
                     return cause
         if self.waiting:

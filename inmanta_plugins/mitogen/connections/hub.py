@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future
+from typing import Any
 
 import mitogen.master
 import mitogen.parent
@@ -204,15 +205,7 @@ def _end_router(router: mitogen.master.Router) -> None:
 
 _hub = Hub()
 # Proxies that a forked child inherits: their locks may be held by threads that it has not.
-_inherited: weakref.WeakSet["ForkAware"] = weakref.WeakSet()
-
-
-class ForkAware:
-    """What holds locks that a forked child must not inherit as they are."""
-
-    def after_fork_in_child(self) -> None:
-        """Put new locks in the place of those that another thread may hold."""
-        raise NotImplementedError
+_inherited: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def hub() -> Hub:
@@ -222,9 +215,10 @@ def hub() -> Hub:
     return _hub
 
 
-def watch_forks(what: ForkAware) -> None:
+def watch_forks(what: object) -> None:
     """
-    :param what: Told in each child that this process forks, for as long as it lives.
+    :param what: Its method `after_fork_in_child` is called in each child that this process forks,
+        for as long as it lives.
     """
     _inherited.add(what)
 

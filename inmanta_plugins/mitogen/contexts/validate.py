@@ -2,6 +2,7 @@
 
 import os
 import re
+import reprlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -10,6 +11,10 @@ from inmanta_plugins.mitogen.contexts.options import IMPLICIT_SSH_ARGS, METHODS,
 from inmanta_plugins.mitogen.errors import ContextError
 from inmanta_plugins.mitogen.settings import MAX_HOPS
 from inmanta_plugins.mitogen.texts import describe_hop, hops_of
+
+# Bounded, whatever it is.
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
 
 
 def checked_context(serialized_context: object) -> dict[str, Any]:
@@ -130,14 +135,10 @@ def _kind(value: object) -> str:
 
 
 def _shown(value: object) -> str:
-    items = value if isinstance(value, list | tuple) else [value]
-    if not all(isinstance(item, str | int | float) for item in items):
-        return _kind(value)
     try:
-        text = repr(value[:60] if isinstance(value, str) else value)
+        return _REPR.repr(value)
     except ValueError:  # an int of too many digits
         return _kind(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _closest(key: object, allowed: Collection[str]) -> str:
