@@ -360,6 +360,15 @@ def test_the_tests_that_pages_name_exist() -> None:
     assert [name for name in files if not (ROOT / name).exists()] == []
 
 
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/design.md", "docs/security.md"])
+def test_the_files_that_developers_are_sent_to_exist(page: str) -> None:
+    named = re.findall(r"`([\w/]+\.(?:py|cf|cfg|md|yml))`", (ROOT / page).read_text())
+    folders = [ROOT, ROOT / "inmanta_mitogen", *(ROOT / "inmanta_plugins/mitogen").glob("**")]
+
+    assert named
+    assert [name for name in named if not any((each / name).exists() for each in folders)] == []
+
+
 def test_each_page_is_in_the_table_of_contents() -> None:
     toctree = r"^```\{toctree\}\n(?::[^\n]*\n)*\n(.*?)^```$"
     listed = "".join(re.findall(toctree, (DOCS / "index.md").read_text(), re.M | re.S)).split()
