@@ -12,14 +12,6 @@ def echo(*args: Any, **kwargs: Any) -> List[Any]:
     return [list(args), kwargs]
 
 
-def pid() -> int:
-    return os.getpid()
-
-
-def parent_pid() -> int:
-    return os.getppid()
-
-
 def fail(text: str) -> None:
     raise ValueError(text)
 

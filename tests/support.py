@@ -131,6 +131,17 @@ def call_fails_with(cause: Cause, proxy: Proxy) -> None:
     assert error.cause is cause
 
 
+def kill(pids: collections.abc.Collection[int]) -> None:
+    """
+    Kills processes, of which there has to be one, and waits until they are gone.
+    """
+    assert pids
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: all(map(is_gone, pids)), f"{pids} are gone")
+
+
 def freeze(pid: int) -> None:
     """
     Stops a process, as a host that hangs.

@@ -369,21 +369,6 @@ def test_a_wrong_call_timeout_is_refused(value: str, monkeypatch: pytest.MonkeyP
 # Concurrency
 
 
-def test_many_proxies_share_the_threads_of_one() -> None:
-    with Proxy(dict(LOCAL)) as first:
-        first.run("true")
-        threads = threading.active_count()
-        others = [Proxy(dict(LOCAL)) for _ in range(19)]
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            list(pool.map(Proxy.connect, others))
-        assert threading.active_count() == threads
-        pids = {proxy.remote_call(os.getpid) for proxy in (first, *others)}
-        assert len(pids) == 20
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            list(pool.map(Proxy.disconnect, others))
-        assert first.run("echo", ["still here"])[0] == "still here"
-
-
 def test_calls_racing_with_disconnects_end(idle_sockets: None, nothing_left: None) -> None:
     proxy = Proxy(dict(LOCAL))
     stop = threading.Event()

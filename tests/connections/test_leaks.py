@@ -151,10 +151,10 @@ def test_connections_through_a_hop_leave_nothing_in_it_either(open_proxy: Proxy)
     hop = {**LOCAL, "name": "hop"}
     context = {**LOCAL, "name": "behind it", "via": hop}
     with Proxy({**context, "name": "another"}) as proxy:
-        in_hop = proxy.remote_call(far_side.parent_pid)
+        in_hop = proxy.remote_call(os.getppid)
         once = connect_call_disconnect(context)
         show_that_nothing_stays(open_proxy, once, 15, others=[in_hop])
-        assert proxy.remote_call(far_side.parent_pid) == in_hop
+        assert proxy.remote_call(os.getppid) == in_hop
         via = support.connection_of(proxy).link.via
         assert via is not None
         sizes = via.context.call(far_side.table_sizes)

@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import shutil
-import signal
 import subprocess
 import sys
 import uuid
@@ -19,7 +18,7 @@ from hosts.container import Container, in_podman
 
 import support
 from pytest_inmanta_mitogen import SshHost
-from support import LOCAL, Context
+from support import LOCAL, Context, kill
 
 pytestmark = [pytest.mark.timeout(90), support.requires("sshd", "ssh", "ssh-keygen")]
 
@@ -105,13 +104,6 @@ def running_by(
         agent.communicate()
         for trace in traces.values():
             shutil.rmtree(trace)
-
-
-def kill(pids: list[int]) -> None:
-    assert pids
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def disconnect(agent: Agent, server: SshHost) -> None:

@@ -27,7 +27,7 @@ from inmanta_plugins.mitogen import (
 from inmanta_plugins.mitogen.connections import hub as connect
 from inmanta_plugins.mitogen.connections import link as links
 from pytest_inmanta_mitogen import SshHost, SshHostFactory
-from support import Context, call_fails_with, fails_with, freeze
+from support import Context, call_fails_with, fails_with, freeze, kill
 
 # A deadline against hangs: nothing here may wait for longer than its time-outs, added up.
 pytestmark = [
@@ -99,14 +99,6 @@ def children(command: str) -> list[int]:
     return [child.pid for child in started if command in support.command_line(child.pid)]
 
 
-def kill(pids: collections.abc.Iterable[int]) -> None:
-    found = list(pids)
-    assert found, "nothing there to kill"
-    for pid in found:
-        os.kill(pid, signal.SIGKILL)
-    support.wait_until(lambda: all(map(support.is_gone, found)), f"{found} are gone")
-
-
 Fault = collections.abc.Callable[[SshHost, int], object]
 
 #: What can be done to a host, and to the interpreter there by its process id.
@@ -130,10 +122,10 @@ def lost(proxy: Proxy) -> None:
 def test_a_connection_lost_between_calls_is_made_anew(host: SshHost, fault: Fault) -> None:
     before = support.Snapshot()
     with Proxy(host.serialized()) as proxy:
-        pid = proxy.remote_call(far_side.pid)
+        pid = proxy.remote_call(os.getpid)
         fault(host, pid)
         lost(proxy)
-        assert proxy.remote_call(far_side.pid) != pid
+        assert proxy.remote_call(os.getpid) != pid
         assert proxy.run("echo", ["back"])[0] == "back"
     if fault is not FAULTS["reboot"]:  # the server is a new process then
         before.settle()
@@ -145,7 +137,7 @@ def test_a_call_under_way_fails_and_is_not_repeated(
     host: SshHost, lose_call: LoseCall, fault: Fault
 ) -> None:
     with Proxy(host.serialized()) as proxy:
-        pid = proxy.remote_call(far_side.pid)
+        pid = proxy.remote_call(os.getpid)
         lose_call(proxy, lambda: fault(host, pid))
         assert proxy.run("echo", ["back"])[0] == "back"
     nothing_runs_on(host)
@@ -205,12 +197,12 @@ def test_a_frozen_host_is_found_by_keepalive_without_a_call_timeout(
 def test_a_call_timeout_below_the_time_to_connect_lets_calls_through(host: SshHost) -> None:
     slow = ["/bin/sh", "-c", 'sleep 2; exec "$0" "$@"', *host.python_path]
     with Proxy(host.serialized(python_path=slow)) as proxy:
-        pid = proxy.remote_call(far_side.pid)
+        pid = proxy.remote_call(os.getpid)
         # Much for a call, and less than connecting takes.
         proxy.call_timeout = 1.5
         kill([pid])
         lost(proxy)
-        assert proxy.remote_call(far_side.pid) != pid
+        assert proxy.remote_call(os.getpid) != pid
 
 
 def test_a_port_that_never_answers_costs_no_more_than_the_connect_timeout() -> None:
@@ -239,7 +231,7 @@ def test_a_lost_hop_is_made_anew_and_no_call_is_repeated(
     sudo_host: SshHost, lose_call: LoseCall, which: str
 ) -> None:
     with Proxy(behind_sudo(sudo_host)) as proxy:
-        pids = {"interpreter": proxy.remote_call(far_side.pid), "hop": of_the_hop(proxy)}
+        pids = {"interpreter": proxy.remote_call(os.getpid), "hop": of_the_hop(proxy)}
         lose_call(proxy, lambda: kill([pids[which]]))
         assert proxy.run("id", ["-un"])[0] == "root"
         assert (of_the_hop(proxy) == pids["hop"]) == (which == "interpreter")
@@ -248,10 +240,10 @@ def test_a_lost_hop_is_made_anew_and_no_call_is_repeated(
 
 
 def test_an_interpreter_frozen_behind_a_hop_is_killed_and_the_hop_stays(
-    sudo_host: SshHost, trusted: support.User
+    sudo_host: SshHost,
 ) -> None:
     with Proxy(behind_sudo(sudo_host), call_timeout=30) as proxy:
-        pid, hop = proxy.remote_call(far_side.pid), of_the_hop(proxy)
+        pid, hop = proxy.remote_call(os.getpid), of_the_hop(proxy)
         freeze(pid)
         proxy.call_timeout = 0.5
         with pytest.raises(CallTimeoutError):
@@ -355,19 +347,19 @@ def test_forked_children_connect_for_themselves_while_the_parent_works(
                 other.run("true")
 
     with Proxy(beside(host, 0)) as proxy:
-        pid = proxy.remote_call(far_side.pid)
+        pid = proxy.remote_call(os.getpid)
         workers = [pool.submit(call, proxy), pool.submit(come_and_go), pool.submit(come_and_go)]
         answers = []
         try:
             for _ in range(2):
-                answers.append(in_a_child(lambda: str(proxy.remote_call(far_side.pid))))
+                answers.append(in_a_child(lambda: str(proxy.remote_call(os.getpid))))
         finally:
             stop.set()
         for worker in workers:
             worker.result(timeout=60)
         assert all(answer.isdigit() for answer in answers), answers
         assert len({*answers, str(pid)}) == 3
-        assert proxy.remote_call(far_side.pid) == pid
+        assert proxy.remote_call(os.getpid) == pid
     nothing_runs_on(host)
 
 

@@ -43,14 +43,6 @@ def test_the_newest_release_in_the_changelog_is_this_version() -> None:
     assert releases[0] == setup_cfg()["metadata"]["version"]
 
 
-def test_the_license_is_the_one_that_the_metadata_names() -> None:
-    first, second = (ROOT / "LICENSE").read_text().split("\n")[1:3]
-
-    assert first.strip() == "Apache License"
-    assert second.strip().startswith("Version 2.0")
-    assert setup_cfg()["metadata"]["license"] == "Apache 2.0"
-
-
 # What is built
 
 
