@@ -6,6 +6,7 @@ Each fault is caused for real.
 import collections.abc
 import concurrent.futures
 import contextlib
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -352,41 +353,39 @@ def test_forked_children_connect_for_themselves_while_the_parent_works(
         answers = []
         try:
             for _ in range(2):
-                answers.append(in_a_child(lambda: str(proxy.remote_call(os.getpid))))
+                answers.append(in_a_child(lambda: proxy.remote_call(os.getpid)))
         finally:
             stop.set()
         for worker in workers:
             worker.result(timeout=60)
-        assert all(answer.isdigit() for answer in answers), answers
-        assert len({*answers, str(pid)}) == 3
+        assert len({*answers, pid}) == 3
         assert proxy.remote_call(os.getpid) == pid
     nothing_runs_on(host)
 
 
-def in_a_child(work: collections.abc.Callable[[], str]) -> str:
+def in_a_child(work: collections.abc.Callable[[], int]) -> int:
     """
-    What a function returns, or fails with, in a fork of this process; killed if it hangs.
+    What a function returns in a fork of this process.
     """
-    read, write = os.pipe()
-    child = os.fork()
-    if not child:
-        signal.alarm(60)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        answer = ""
+    forks = multiprocessing.get_context("fork")
+    answers, answer = forks.Pipe(duplex=False)
+
+    def run() -> None:
+        answer.send(work())
+        # As a process that exits: the connections that the child itself made end here.
+        connect.hub().end()
+
+    with answers, answer:
+        child = forks.Process(target=run)
+        child.start()
         try:
-            answer = work()
-        except BaseException as error:
-            answer = repr(error)
+            assert answers.poll(60), "it hangs or failed"
+            found: int = answers.recv()
         finally:
-            os.write(write, answer.encode())
-            # As a process that exits: the connections that the child itself made end here.
-            connect.hub().end()
-            os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as file:
-        answer = file.read()
-    os.waitpid(child, 0)
-    return answer
+            child.join(10)
+            child.kill()
+            child.join()
+    return found
 
 
 def test_many_threads_on_a_dead_host_share_one_attempt_to_reconnect(

@@ -22,7 +22,6 @@ from pytest_inmanta_mitogen import SshHost
 from testbed.client import LogRecord, Resource
 from testbed.environments import CHECKOUT
 from testbed.processes import Interrupted, interruptible, no_orphans, start, working_directory
-from testbed.servers import trouble
 
 HOST = SshHost(username="me")
 HOST.port = 2222
@@ -140,21 +139,6 @@ def test_calls_and_states_are_shown(deployed: Deployed) -> None:
         "PythonNotFoundError: [Errno 2] No such python interpreter on host there",
     ):
         assert wanted in text
-
-
-def test_of_a_log_the_warnings_and_errors_are_shown_with_their_tracebacks() -> None:
-    log = """\
-2026-01-01 10:00:00,000 INFO     a.b fine
-2026-01-01 10:00:00,001 ERROR    a.b broken
-Traceback (most recent call last):
-ValueError
-2026-01-01 10:00:00,002 DEBUG    a.b more
-2026-01-01 10:00:00,003 WARNING  a.b careful
-"""
-    wanted = [log.splitlines()[number] for number in (1, 2, 3, 5)]
-
-    assert trouble(log, 10).splitlines() == wanted
-    assert trouble(log, 1).splitlines() == wanted[-1:]
 
 
 # What is left behind
