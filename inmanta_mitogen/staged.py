@@ -324,8 +324,8 @@ def _check_links(path: bytes, real: bytes) -> None:
     shared = stat.S_ISVTX | stat.S_IWOTH
     if directory.st_mode & shared == shared and owner not in (os.geteuid(), directory.st_uid):
         if not (real + b"/").startswith(entry + b"/"):
-            text = f"the symlink {os.fsdecode(name)!r} of another user in a shared directory"
-            raise PermissionError(errno.EACCES, f"Not followed: {text}")
+            text = f"a symlink that another user made in a shared directory, {os.fsdecode(name)!r}"
+            raise PermissionError(errno.EACCES, f"Not followed: {text} or below")
     elif os.path.islink(entry):
         target = os.path.join(parent, os.readlink(entry))
         if os.path.exists(entry) and not os.path.samefile(entry, target):

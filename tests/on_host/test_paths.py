@@ -86,8 +86,8 @@ def test_a_link_of_another_user_in_a_shared_directory_leads_to_nothing(
     with pytest.raises(PermissionError) as caught:
         put(str(public / path), b"stolen")
     assert str(caught.value) == (
-        f"[Errno 13] Not followed: the symlink '{link}' of another user in a shared"
-        f" directory: '{public / path}'"
+        "[Errno 13] Not followed: a symlink that another user made in a shared directory,"
+        f" '{link}' or below: '{public / path}'"
     )
     assert untouched(victim)
 
@@ -117,6 +117,19 @@ def test_a_link_of_the_directorys_owner_is_followed(shared: Path, victim: Path, 
     os.chown(shared, owner, owner)
     put(str(plant(shared / "link", victim, owner)), b"new")
     assert victim.read_bytes() == b"new"
+
+
+def test_a_link_below_what_another_user_made_in_a_shared_directory_leads_to_nothing(
+    shared: Path, victim: Path
+) -> None:
+    directory = shared / "directory"
+    directory.mkdir()
+    os.chown(directory, MALLORY, MALLORY)
+    plant(directory / "link", victim)
+    with pytest.raises(PermissionError, match="Not followed: .* 'directory' or below"):
+        put(str(directory / "link"), b"stolen")
+    assert untouched(victim)
+    put(str(directory / "file"), b"new")
 
 
 # Links that appear meanwhile
