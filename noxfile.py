@@ -109,10 +109,8 @@ def dist(session: nox.Session) -> None:
 def wheel(session: nox.Session, pins: list[str]) -> None:
     """Install the wheel in dist/, compile a model with it, and call a function through it."""
     built = sorted(map(str, (ROOT / "dist").glob("*.whl")))
-    # inmanta-core 14 imports it, and no longer gets it from what it requires.
-    more = ["importlib-metadata"] if session.python == "3.11" else []
     session.install("-qq", "--force-reinstall", "--no-deps", *built)
-    session.install("-qq", *built, *pins, *more)
+    session.install("-qq", *built, *pins)
     project = pathlib.Path(session.create_tmp())
     (project / "libs").mkdir(exist_ok=True)
     (project / "project.yml").write_text(PROJECT)
