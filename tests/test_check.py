@@ -12,6 +12,7 @@ import pytest
 
 import support
 from inmanta_plugins.mitogen.__main__ import main
+from inmanta_plugins.mitogen.check import check_hops
 from inmanta_plugins.mitogen.connections.programs import shown_command
 from testbed.servers import free_port
 
@@ -75,6 +76,14 @@ def test_the_first_hop_that_fails_ends_the_check_with_status_1() -> None:
     assert "found on that host" in hop["detail"]
     assert "python_path" in hop["advice"]
     assert hop["command"] == "/nonexistent/python -V"
+
+
+def test_a_hop_that_does_not_answer_once_it_is_connected_has_failed() -> None:
+    *_, connected, failed, came_back, _ = check_hops(support.LOCAL, 1e-6, False)
+
+    assert (connected[0], failed[0]) == ("connected", "failed")
+    assert came_back[2]["cause"] == "TIMEOUT"
+    assert "did not answer" in came_back[1]
 
 
 WRONG = {

@@ -122,10 +122,11 @@ def _throughput(hop: Mapping[str, Any], timeout: float, folder: str) -> Finding:
 
 
 def _explain(error: Exception, seconds: float) -> Iterator[Finding]:
-    slow = isinstance(error, mitogen.core.TimeoutError)
-    known: Cause = getattr(error, "cause", Cause.TIMEOUT if slow else Cause.OTHER)
+    known: Cause = getattr(error, "cause", Cause.OTHER)
+    detail = str(getattr(error, "detail", error)).strip()
+    if isinstance(error, mitogen.core.TimeoutError):  # of a call; it has no text
+        known, detail = Cause.TIMEOUT, "The hop was connected, and then did not answer a call."
     cause, advice = known.name, known.value
-    detail = str(getattr(error, "detail", error)).strip() or "a call was not answered in time"
     if isinstance(error, PythonNotFoundError):
         cause, advice = "PYTHON_NOT_FOUND", PYTHON_ADVICE
         detail = f"No such python interpreter: {error.missing}\n{error.found}".strip()
