@@ -157,7 +157,7 @@ def test_resources_of_an_agent_share_the_connection_to_a_context_and_survive_a_r
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == "noted"
     host.restart()
     connection = support.connection_of(one.proxy)
-    support.wait_until(lambda: not connection.alive, "the connection is lost")
+    support.wait_until(lambda: not connection.link.alive, "the connection is lost")
     assert agent.deploy("a").proxy is one.proxy
     assert agent.state() is const.ResourceState.deployed
 

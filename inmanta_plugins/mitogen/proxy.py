@@ -205,11 +205,11 @@ class Proxy:
             connect again failed share its failure: they do not each wait for a dead host in turn.
         """
         connection = self._opened()
-        if connection.alive:
+        if connection.link.alive:
             return connection
         with self._lock:
             connection = self._opened()
-            if connection.alive:
+            if connection.link.alive:
                 return connection
             if self._not_revived is not None and since < self._not_revived[0]:
                 raise RemoteException(self._not_revived[1])

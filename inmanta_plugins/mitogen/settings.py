@@ -7,7 +7,9 @@ import functools
 import logging
 import math
 import os
-from typing import Final, NamedTuple
+import re
+from collections.abc import Callable
+from typing import Final, NamedTuple, TypeVar
 
 LOGGER = logging.getLogger("inmanta_plugins.mitogen")
 
@@ -141,6 +143,22 @@ class SettingError(ValueError):
     """An environment variable of this module has an invalid value; the text says what is valid."""
 
 
+T = TypeVar("T")
+
+
+def _variable(name: str, default: T, parse: Callable[[str], T], expected: str) -> T:
+    """Return the value of an environment variable, the default when it is unset or empty."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    try:
+        return parse(text)
+    except (ValueError, KeyError):
+        raise SettingError(
+            f"The environment variable {name} is {text[:80]!r}: set it to {expected}, or unset it."
+        ) from None
+
+
 def call_timeout() -> float | None:
     """
     Return the seconds that :data:`CALL_TIMEOUT_ENV_VAR` gives to each remote call.
@@ -148,16 +166,10 @@ def call_timeout() -> float | None:
     :return: None when it is unset or empty.
     :raises SettingError: It is not a number above 0.
     """
-    text = os.environ.get(CALL_TIMEOUT_ENV_VAR, "").strip()
-    if not text:
-        return None
-    try:
-        return checked_call_timeout(float(text))
-    except ValueError:
-        raise SettingError(
-            f"The environment variable {CALL_TIMEOUT_ENV_VAR} is {text!r}: set it to the seconds"
-            " that a remote call may take, a number above 0, or unset it for no limit."
-        ) from None
+    expected = "the seconds that a remote call may take, a number above 0"
+    return _variable(
+        CALL_TIMEOUT_ENV_VAR, None, lambda text: checked_call_timeout(float(text)), expected
+    )
 
 
 def checked_call_timeout(seconds: float) -> float:
@@ -193,16 +205,13 @@ def max_message_size() -> int:
     return _bytes(MAX_MESSAGE_SIZE_ENV_VAR, DEFAULT_MAX_MESSAGE_SIZE, LEAST_MAX_MESSAGE_SIZE)
 
 
-def _bytes(variable: str, default: int, least: int) -> int:
-    text = os.environ.get(variable, "").strip()
-    if not text:
-        return default
-    if text.isascii() and text.isdigit() and len(text) < 20 and int(text) >= least:
+def _bytes(name: str, default: int, least: int) -> int:
+    def parse(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,19}", text) or int(text) < least:
+            raise ValueError(text)
         return int(text)
-    raise SettingError(
-        f"The environment variable {variable} is {text!r}: set it to a number of bytes, at least"
-        f" {least}, or unset it for {default}."
-    )
+
+    return _variable(name, default, parse, f"a number of bytes, at least {least}")
 
 
 def prefetch() -> bool:
@@ -211,29 +220,20 @@ def prefetch() -> bool:
 
     :raises SettingError: It is neither 0 nor 1.
     """
-    text = os.environ.get(PREFETCH_ENV_VAR, "").strip()
-    if text not in ("", "0", "1"):
-        raise SettingError(
-            f"The environment variable {PREFETCH_ENV_VAR} is {text!r}: set it to 0 to turn"
-            " prefetching off, or unset it."
-        )
-    return text != "0"
+    values = {"0": False, "1": True}
+    return _variable(PREFETCH_ENV_VAR, True, values.__getitem__, "0 to turn prefetching off")
 
 
 def check_host_keys() -> str | None:
     """
     Return the host key policy that :data:`CHECK_HOST_KEYS_ENV_VAR` gives to implicit contexts.
 
-    :return: One of :data:`CHECK_HOST_KEYS`; None when it is unset.
+    :return: One of :data:`CHECK_HOST_KEYS`; None when it is unset or empty.
     :raises SettingError: It is anything else.
     """
-    policy = os.environ.get(CHECK_HOST_KEYS_ENV_VAR)
-    if policy is not None and policy not in CHECK_HOST_KEYS:
-        raise SettingError(
-            f"The environment variable {CHECK_HOST_KEYS_ENV_VAR} has to be one of"
-            f" {', '.join(CHECK_HOST_KEYS)}, not {policy[:80]!r}"
-        )
-    return policy
+    policies: dict[str, str | None] = {policy: policy for policy in CHECK_HOST_KEYS}
+    expected = f"one of {', '.join(CHECK_HOST_KEYS)}"
+    return _variable(CHECK_HOST_KEYS_ENV_VAR, None, policies.__getitem__, expected)
 
 
 class LoggedValues(NamedTuple):

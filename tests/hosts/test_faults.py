@@ -116,7 +116,7 @@ def lost(proxy: Proxy) -> None:
     Waits until this side can know that the connection is lost.
     """
     connection = support.connection_of(proxy)
-    support.wait_until(lambda: not connection.alive, "the connection is lost")
+    support.wait_until(lambda: not connection.link.alive, "the connection is lost")
 
 
 @each_fault

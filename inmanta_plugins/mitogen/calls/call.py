@@ -79,7 +79,7 @@ class Call:
     @property
     def lost(self) -> bool:
         """Whether no answer can come any more."""
-        return self.connection is not None and self.connection.ended
+        return self.connection is not None and self.connection.link.ended
 
     def next(self, inbox: queue.SimpleQueue[Answer] | None = None) -> Answer:
         """

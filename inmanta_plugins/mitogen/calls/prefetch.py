@@ -85,8 +85,8 @@ class Prefetcher:
         self._held: Prefetched | None = None
         self._resource_type: str | None = None
         self._path: str | None = None
-        self._first: Function | None = None
-        self._followed: list[Function] = []
+        # About that path, in this order; nothing when there is nothing to be learned from them.
+        self._asked: list[Function] = []
 
     @property
     def active(self) -> bool:
@@ -142,7 +142,7 @@ class Prefetcher:
             self.note(function)
         elif self._resource_type is not None:
             self._learn()
-            self._path, self._first = path, function
+            self._path, self._asked = path, [function]
             predicted = self._learned.get((self._resource_type, function))
             if predicted:
                 self._held = held = Prefetched(path, predicted)
@@ -155,13 +155,12 @@ class Prefetcher:
 
         :param function: The question.
         """
-        if function is self._first or function in self._followed:
+        if function in self._asked:
             self._learn()  # whoever asks again wants to know what has changed
-        elif self._first is not None:
-            self._followed.append(function)
+        elif self._asked:
+            self._asked.append(function)
 
     def _learn(self) -> None:
-        first, self._first = self._first, None
-        followed, self._followed = self._followed, []
-        if first is not None and self._resource_type is not None:
-            self._learned[self._resource_type, first] = tuple(followed)
+        asked, self._asked = self._asked, []
+        if asked and self._resource_type is not None:
+            self._learned[self._resource_type, asked[0]] = tuple(asked[1:])

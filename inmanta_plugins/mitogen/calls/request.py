@@ -57,22 +57,17 @@ def function_name(function: Callable[..., object]) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def _location(function: Callable[..., object]) -> tuple[str, str]:
+def _location(function: Any) -> tuple[str, str]:
     """Return where the host finds the function: its module, and its name there."""
     name = function_name(function)
-    trouble = ""
     if not callable(function):
         raise UnsendableError(TypeError(f"{function!r} cannot be called: it is not a function"))
-    if getattr(function, "__name__", "") == "<lambda>":
-        trouble = "it is a lambda, which has no name to be found by"
-    elif getattr(function, "__closure__", None) or "<locals>" in name:
-        trouble = "it is defined within another function"
-    elif inspect.ismethod(function) and not inspect.isclass(function.__self__):
+    found: Any = sys.modules.get(getattr(function, "__module__", None) or "")
+    for part in getattr(function, "__qualname__", "?").split("."):
+        found = getattr(found, part, None)
+    trouble = "" if callable(found) else "it has no name by which it can be found in a module"
+    if inspect.ismethod(function) and not inspect.isclass(function.__self__):
         trouble = f"it is bound to a {type(function.__self__).__name__}, which cannot be sent"
-    elif isinstance(function, functools.partial) or not hasattr(function, "__qualname__"):
-        trouble = "it is an object that can be called, and has no name to be found by"
-    elif not getattr(function, "__module__", None):
-        trouble = "it belongs to no module"
     if trouble:
         message = (
             f"{name} cannot be called on a host: {trouble}. Define it at the top level of a module"

@@ -65,16 +65,6 @@ class Connection:
         self._handle = link.router.add_handler(self._on_message, respondent=link.context)
 
     @property
-    def alive(self) -> bool:
-        """Whether calls can be sent through it, as far as this side knows."""
-        return self.link.alive
-
-    @property
-    def ended(self) -> bool:
-        """Whether no answer can come through it any more."""
-        return self.link.ended
-
-    @property
     def max_message_size(self) -> int:
         """What a message may carry, in bytes."""
         return int(self.link.router.max_message_size)
@@ -110,7 +100,7 @@ class Connection:
 
     def _send(self, pack: Sequence[tuple[bytes, Deliver]]) -> None:
         self._waiting.append(collections.deque(deliver for _, deliver in pack))
-        if self.ended:
+        if self.link.ended:
             self._end(_mitogen.NO_ROUTE)
             return
         try:

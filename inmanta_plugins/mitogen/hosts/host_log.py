@@ -17,39 +17,34 @@ LOGGER = logging.getLogger("inmanta_plugins.mitogen.host")
 
 
 class ForwardedLog:
-    """The log records of all hosts, each host with an allowance of its own."""
+    """
+    The log records of one host.
 
-    def __init__(self) -> None:
-        self._allowances: dict[int, Allowance] = {}
-        self._dropped: dict[int, int] = {}
+    :param name: What people know the host by.
+    """
 
-    def log(self, host: int, name: str, data: bytes) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._allowance = Allowance(LOG_BURST, LOG_RATE)
+        self._dropped = 0
+
+    def log(self, data: bytes) -> None:
         """
-        :param host: The id of the context next to the agent.
-        :param name: What people know it by.
-        :param data: What it sent: the name of its logger, the level and the text.
+        :param data: What the host sent: the name of its logger, the level and the text.
         """
-        if host not in self._allowances:
-            self._allowances[host] = Allowance(LOG_BURST, LOG_RATE)
-        allowance = self._allowances[host]
-        if (host in self._dropped and allowance.left < LOG_RESUME) or not allowance.take():
-            dropped = self._dropped[host] = self._dropped.get(host, 0) + 1
-            if dropped == 1:
-                LOGGER.warning("%s: logs more than %d records a second: dropped.", name, LOG_RATE)
+        needed = LOG_RESUME if self._dropped else 1
+        if self._allowance.left < needed or not self._allowance.take():
+            self._dropped += 1
+            if self._dropped == 1:
+                text = "%s: logs more than %d records a second: dropped."
+                LOGGER.warning(text, self._name, LOG_RATE)
             return
-        if dropped := self._dropped.pop(host, 0):
-            LOGGER.warning("%s: %d records were dropped.", name, dropped)
+        if self._dropped:
+            LOGGER.warning("%s: %d records were dropped.", self._name, self._dropped)
+            self._dropped = 0
         logger, level, text = _parse(data)
         # The host chooses what is written: it must not look like records of its own.
-        LOGGER.log(level, "%s: %s: %s", name, logger, text.replace("\n", "\n    | "))
-
-    def end(self, host: int) -> None:
-        """
-        :param host: The id of a context that has ended.
-        """
-        self._allowances.pop(host, None)
-        if dropped := self._dropped.pop(host, 0):
-            LOGGER.warning("A host that ended had %d of its log records dropped.", dropped)
+        LOGGER.log(level, "%s: %s: %s", self._name, logger, text.replace("\n", "\n    | "))
 
 
 def _parse(data: bytes) -> tuple[str, int, str]:

@@ -39,6 +39,7 @@ class Guest:
         self.connects = 0
         self.blocks: list[range] = []
         self.routed: set[int] = set()
+        self.log = ForwardedLog(name)
         self.served = Served()
         self.strays = 0
         self.logged = False
@@ -78,7 +79,6 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
     def __init__(self, broker: mitogen.master.Broker, max_message_size: int) -> None:
         self._guests: dict[mitogen.core.Stream, Guest] = {}
         super().__init__(broker, max_message_size=max_message_size)
-        self.forwarded = ForwardedLog()
         self.served = ServedModules(self)
         core, monitor = mitogen.core, self.route_monitor
         for handle, handler in (
@@ -161,7 +161,6 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
         guest = self._guests.pop(stream, None)
         if guest is None:
             return
-        self.forwarded.end(guest.id)
 
         def forget() -> None:
             for known in list(self._context_by_id):
@@ -252,7 +251,7 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
             guest = self.guest_of(msg)
             if guest is None or msg.is_dead:
                 return
-            number, _, name = msg.data[:LONGEST_ROUTE].partition(b":")
+            number = msg.data[:LONGEST_ROUTE].partition(b":")[0]
             target = int(number) if number.isdigit() and len(number) <= 10 else -1
             if (
                 len(msg.data) > LONGEST_ROUTE
@@ -262,9 +261,7 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
             ):
                 self.stray(guest, "about a context that is not its own")
                 return
-            # As text for sure: the handler decodes it.
-            tail = b":" + name.decode("utf-8", "replace").encode() if name else b""
-            msg.data = number + tail
+            msg.data = number  # its name is in the answer
             handler(msg)
 
         return on_route
@@ -294,4 +291,4 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
     def _on_forward_log(self, msg: mitogen.core.Message) -> None:
         guest = self.guest_of(msg)
         if guest is not None and not msg.is_dead:
-            self.forwarded.log(guest.id, guest.name, msg.data)
+            guest.log.log(msg.data)

@@ -13,7 +13,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mitogen.core
 import mitogen.master
@@ -37,6 +37,18 @@ PREPARE_HOST = (
 """Run first in each interpreter."""
 # What no host is served, whatever imports it: the orchestrator itself. And what it has anyway.
 _NEVER = {"inmanta", "mitogen"} | sys.stdlib_module_names
+
+# Why a host does not get a module.
+_NOT_THERE = (
+    logging.INFO,
+    "has no Python source on the agent: it is compiled, or not installed. Install it on the host if"
+    " it is needed there.",
+)
+_NOT_NEEDED = (
+    logging.WARNING,
+    "nothing that was called there needs: refused. If a handler does need it there, name it in"
+    " inmanta_plugins.mitogen.allow_modules.",
+)
 
 _explicit: set[str] = set()
 
@@ -100,16 +112,6 @@ class Served:
         """How often something that it got was changed on the agent since."""
 
 
-class _OnlyMitogen(mitogen.core.ImportPolicy):  # type: ignore[misc]  # mitogen is not typed
-    """What comes along with a module of mitogen's."""
-
-    def denied(self, fullname: str) -> Any:
-        """As mitogen's own: the exception to raise, or False."""
-        if fullname.split(".")[0] == "mitogen":
-            return False
-        return mitogen.core.ModuleDeniedByOverridesError
-
-
 class ServedModules:
     """
     The modules that each host of a router may have.
@@ -120,7 +122,6 @@ class ServedModules:
     def __init__(self, router: "AgentRouter") -> None:
         self._router = router
         self._lock = threading.RLock()
-        router.responder.policy = _OnlyMitogen()
         for handle, handler in (
             (mitogen.core.GET_MODULE, self._on_module_request),
             (mitogen.core.GET_RESOURCE, self._on_resource_request),
@@ -273,24 +274,11 @@ class ServedModules:
         if name in served.refused or len(served.refused) >= MOST_REFUSALS:
             return
         served.refused.add(name)
-        shown = ascii(bounded_text(name, 200))
         if name.split(".")[0] in _NEVER:
             return  # of its standard library a Python may lack parts; of inmanta the call tells
-        if modules.find(name) is None:
-            LOGGER.info(
-                "Host %s asked for the module %s, which has no Python source on the agent: it is"
-                " compiled, or not installed. Install it on the host if it is needed there.",
-                host.name,
-                shown,
-            )
-            return
-        LOGGER.warning(
-            "Host %s asked for the module %s, which nothing that was called there needs: refused."
-            " If a handler does need it there, name it in"
-            " inmanta_plugins.mitogen.allow_modules.",
-            host.name,
-            shown,
-        )
+        level, why = _NOT_NEEDED if modules.find(name) else _NOT_THERE
+        shown = ascii(bounded_text(name, 200))
+        LOGGER.log(level, "Host %s asked for the module %s, which %s", host.name, shown, why)
 
 
 @functools.cache
