@@ -35,8 +35,13 @@ def keep(kind: bytes, data: bytes) -> bytes:
     :return: What tells the agent.
     """
     number = next(_own_numbers)
-    transfers[number] = (data[at : at + PACK] for at in range(0, len(data), PACK))
+    transfers[number] = slices(data)
     return KEPT + _TICKET.pack(kind, number, len(data))
+
+
+def slices(data: bytes) -> "Generator[bytes, Any, None]":
+    """Return the pieces in which bytes are sent."""
+    return (data[at : at + PACK] for at in range(0, len(data), PACK))
 
 
 def unpack_ticket(data: bytes) -> Tuple[bytes, int, int]:

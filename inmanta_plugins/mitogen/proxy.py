@@ -13,7 +13,7 @@ import inmanta.agent.handler
 
 import inmanta_mitogen
 import mitogen.parent
-from inmanta_mitogen.chunks import SourceFile
+from inmanta_mitogen.chunks import SourceFile, slices
 from inmanta_mitogen.dispatch import PACK
 from inmanta_plugins.mitogen import settings
 from inmanta_plugins.mitogen.calls import prefetch, request, transfers
@@ -476,8 +476,7 @@ class Proxy:
 
             data = bytes(as_bytes(content))
         if isinstance(data, bytes) and len(data) > PACK:
-            view = memoryview(data)
-            self._upload(path, lambda: transfers.slices(view), len(view), data, in_place)
+            self._upload(data, path, lambda: slices(data), len(data), in_place)
         else:
             more: dict[str, Any] = {"in_place": True} if in_place else {}
             self.remote_call(inmanta_mitogen.put, path, data, **more)
@@ -507,14 +506,14 @@ class Proxy:
         """
         with SourceFile(local_path) as file:
             shown = f"{file.size} bytes of {os.fspath(local_path)}"
-            self._upload(path, file.chunks, file.size, shown, in_place, progress)
+            self._upload(shown, path, file.chunks, file.size, in_place, progress)
 
     def _upload(
         self,
+        shown: object,
         path: str,
         chunks: Callable[[], Iterator[bytes]],
         size: int,
-        shown: object,
         in_place: bool,
         progress: transfers.Progress | None = None,
     ) -> None:
@@ -578,14 +577,16 @@ class Proxy:
         """
         call = Call(inmanta_mitogen.read_binary, (path,), {}, self._name, self.call_timeout)
 
-        def attempt(call: Call) -> None:
-            transfers.fetch_file(call, self._start(call), path, staged, max_size, progress)
-
         # Imported late: the import of this module should not wait for it.
         from inmanta_mitogen.staged import StagedWrite
 
         with StagedWrite(os.fspath(local_path)) as staged:
-            self._carry_out(call, attempt)
+            self._carry_out(
+                call,
+                lambda call: transfers.fetch_file(
+                    call, self._start(call), path, staged, max_size, progress
+                ),
+            )
             staged.commit()
 
     def readlink(self, path: str) -> str:

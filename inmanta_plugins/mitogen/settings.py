@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Callable
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 LOGGER = logging.getLogger("inmanta_plugins.mitogen")
 
@@ -98,9 +98,6 @@ STDERR_BURST: Final = 256 << 10
 """What may come on the stderr of a connection at once, in bytes."""
 STDERR_RATE: Final = 4 << 10
 """What may come on it in the long run, in bytes a second."""
-LONGEST_ROUTE: Final = 512
-"""The maximum size of a message about a context behind a host: digits, a colon and a name as long
-as mitogen allows, in bytes."""
 ANSWER_MEMORY: Final = 512 << 20
 """The maximum memory of the values of one answer, estimated, in bytes."""
 ANSWER_SECONDS: Final = 30.0
@@ -236,43 +233,26 @@ def check_host_keys() -> str | None:
     return _variable(CHECK_HOST_KEYS_ENV_VAR, None, policies.__getitem__, expected)
 
 
-class LoggedValues(NamedTuple):
+def logged_values() -> tuple[int, str]:
     """
-    How values are logged.
-
-    :param max_len: The maximum length of a logged value, in characters of its JSON text.
-    :param suffix: The end of a truncated one.
+    Return how values are logged: the maximum length of one, in characters of its JSON text, and the
+    end of a truncated one. An invalid maximum length is reported once, and the default used.
     """
-
-    max_len: int
-    suffix: str
-
-
-def logged_values() -> LoggedValues:
-    """
-    Return how values are logged. An invalid maximum length is reported once, and the default used.
-    """
-    return _logged_values(
-        os.environ.get(LOGGED_VALUE_MAX_LEN_ENV_VAR),
-        os.environ.get(LOGGED_TRUNCATED_VALUE_ENV_VAR, DEFAULT_LOGGED_TRUNCATED_VALUE_SUFFIX),
-    )
+    suffix = os.environ.get(LOGGED_TRUNCATED_VALUE_ENV_VAR, DEFAULT_LOGGED_TRUNCATED_VALUE_SUFFIX)
+    return _max_len(os.environ.get(LOGGED_VALUE_MAX_LEN_ENV_VAR)), suffix
 
 
 @functools.lru_cache(maxsize=8)
-def _logged_values(max_len: str | None, suffix: str) -> LoggedValues:
-    if max_len is None:
-        return LoggedValues(DEFAULT_LOGGED_VALUE_MAX_LEN, suffix)
-    try:
-        number = int(max_len)
-    except ValueError:
-        number = -1
-    if number < 0:
-        LOGGER.warning(
-            "The environment variable %s has to be a number of characters, 0 or more, not %r:"
-            " logged values are truncated to %d characters instead.",
-            LOGGED_VALUE_MAX_LEN_ENV_VAR,
-            max_len,
-            DEFAULT_LOGGED_VALUE_MAX_LEN,
-        )
-        number = DEFAULT_LOGGED_VALUE_MAX_LEN
-    return LoggedValues(number, suffix)
+def _max_len(text: str | None) -> int:
+    if text is None:
+        return DEFAULT_LOGGED_VALUE_MAX_LEN
+    if re.fullmatch(r"\s*[0-9]{1,18}\s*", text):
+        return int(text)
+    LOGGER.warning(
+        "The environment variable %s has to be a number of characters, 0 or more, not %r:"
+        " logged values are truncated to %d characters instead.",
+        LOGGED_VALUE_MAX_LEN_ENV_VAR,
+        text,
+        DEFAULT_LOGGED_VALUE_MAX_LEN,
+    )
+    return DEFAULT_LOGGED_VALUE_MAX_LEN

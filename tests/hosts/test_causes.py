@@ -216,14 +216,10 @@ def test_an_error_names_each_hop_on_the_way(local: Context) -> None:
     assert missing.endswith("for the best one that can be found.")
 
 
-def test_a_missing_identity_file_is_told_before_ssh_is_started() -> None:
-    context = {"method_name": "ssh", "hostname": "127.0.0.1", "ssh_path": "/nope/ssh"}
-    context["identity_file"] = "/nope/key"
+def test_a_missing_identity_file_is_told(mitogen_ssh_host: SshHost) -> None:
+    context = mitogen_ssh_host.serialized(identity_file="/nope/key", ssh_args=["-F", "none"])
     error = fails_with(Cause.AUTHENTICATION, context)
-    assert "identity file /nope/key does not exist" in str(error)
-    # The hop's files are not ours to look at, and a password may do as well.
-    for more in ({"via": LOCAL}, {"password": "secret"}):
-        fails_with(Cause.PROGRAM_MISSING, {**context, **more})
+    assert "Identity file /nope/key not accessible: No such file" in str(error)
 
 
 def test_an_unknown_cause_shows_the_command_and_no_secret(local: Context) -> None:

@@ -40,7 +40,7 @@ def truncate_logged_value(raw_value: object) -> object:
     :return: The value itself (containers as new lists and dicts) when its JSON text fits the limit;
         else that text, cut so that it has exactly the limit's length, suffix included.
     """
-    return _truncated(raw_value, settings.logged_values())
+    return _truncated(raw_value, *settings.logged_values())
 
 
 def truncate_logged_values(raw_values: Iterable[object]) -> list[object]:
@@ -49,25 +49,25 @@ def truncate_logged_values(raw_values: Iterable[object]) -> list[object]:
 
     :param raw_values: The values.
     """
-    how = settings.logged_values()
-    return [_truncated(value, how) for value in raw_values]
+    max_len, suffix = settings.logged_values()
+    return [_truncated(value, max_len, suffix) for value in raw_values]
 
 
-def _truncated(raw_value: object, how: settings.LoggedValues) -> object:
-    if _is_plain(raw_value, how.max_len):
+def _truncated(raw_value: object, max_len: int, suffix: str) -> object:
+    if _is_plain(raw_value, max_len):
         return raw_value
     text = ""
     try:
-        for part in _json(raw_value, how.max_len, 0):
+        for part in _json(raw_value, max_len, 0):
             text += part
-            if len(text) > how.max_len:
+            if len(text) > max_len:
                 break
     except Exception as error:
         text = json.dumps(_unprintable(raw_value, error))
-    if len(text) <= how.max_len:
+    if len(text) <= max_len:
         return json.loads(text)
-    suffix = _storable(how.suffix)[: how.max_len]
-    return text[: how.max_len - len(suffix)] + suffix
+    suffix = _storable(suffix)[:max_len]
+    return text[: max_len - len(suffix)] + suffix
 
 
 def _is_plain(value: object, max_len: int) -> bool:

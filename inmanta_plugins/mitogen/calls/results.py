@@ -1,6 +1,5 @@
 """The result of a remote call, or the exception it raises, from what the host answered."""
 
-import pickle
 import re
 
 import inmanta_mitogen.dispatch
@@ -20,12 +19,6 @@ _OWN_FRAME = re.compile(
     re.MULTILINE,
 )
 
-_COMMON_ANSWERS: dict[bytes, bool | None] = {
-    pickle.dumps(value, inmanta_mitogen.dispatch.PICKLE_PROTOCOL): value
-    for value in (None, True, False)
-}
-_COMMON_LENGTH = max(map(len, _COMMON_ANSWERS))
-
 
 def result_of(function: Function, answer: Answer) -> object:
     """
@@ -41,8 +34,6 @@ def result_of(function: Function, answer: Answer) -> object:
     data = answer.data
     if data[:1] == inmanta_mitogen.dispatch.RAW:
         return data[1:]
-    if len(data) <= _COMMON_LENGTH and data in _COMMON_ANSWERS:
-        return _COMMON_ANSWERS[data]
     if data[:1] == inmanta_mitogen.dispatch.UNSENDABLE:
         raise _no_result(data[1:].decode("utf-8", "replace"))
     try:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Self
 
 import inmanta_mitogen.chunks as host
-from inmanta_mitogen.dispatch import KEPT, PACK, RAW
+from inmanta_mitogen.dispatch import KEPT, RAW
 from inmanta_plugins.mitogen import settings
 from inmanta_plugins.mitogen.calls import request
 from inmanta_plugins.mitogen.calls.call import Call
@@ -142,16 +142,6 @@ def upload(
         transfer.ask(host.write, digest.digest())
         while transfer.in_flight:
             transfer.result()
-
-
-def slices(content: memoryview) -> Iterator[bytes]:
-    """
-    Return some bytes in the pieces that are sent.
-
-    :param content: The bytes.
-    """
-    for start in range(0, len(content), PACK):
-        yield bytes(content[start : start + PACK])
 
 
 def fetch_file(

@@ -102,7 +102,8 @@ _EXPIRED = re.compile(
 
 # A server that has more to do than it accepts (MaxStartups), or that is just being started.
 _TRY_AGAIN = re.compile(
-    r"^((kex|ssh)_exchange_identification: (read: )?Connection (reset|closed)|Connection reset by )"
+    r"^((kex|ssh)_exchange_identification: (read: )?Connection (reset|closed)|Connection reset by "
+    r"|banner exchange: Connection to \S{1,300} port \d{1,5}: (Broken pipe|Connection reset))"
 )
 
 # What mitogen puts before what it received, once for each hop; and before an error of the system.

@@ -20,7 +20,6 @@ import mitogen.parent
 from inmanta_mitogen.names import native
 from inmanta_plugins.mitogen import _mitogen
 from inmanta_plugins.mitogen.connections.programs import (
-    check_identity_file,
     mitogen_options,
     shown_command,
 )
@@ -144,8 +143,6 @@ class Link:
     def _connect(self, hop: Serialized) -> mitogen.parent.Context:
         method = str(hop["method_name"])
         options = mitogen_options(hop)
-        if self.via is None:
-            check_identity_file(hop)
 
         def start(**more: object) -> mitogen.parent.Context:
             return self._start(method, {**options, "connect_timeout": self._seconds_left(), **more})

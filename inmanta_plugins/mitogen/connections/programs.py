@@ -1,6 +1,5 @@
 """What is started for a connection, on the agent or on the hop before: ssh, sudo, docker, …"""
 
-import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -9,7 +8,6 @@ from typing import Any
 import mitogen.core
 import mitogen.parent
 from inmanta_plugins.mitogen.contexts.options import SECRET_OPTIONS, is_auto
-from inmanta_plugins.mitogen.errors import Cause, ConnectError
 from inmanta_plugins.mitogen.texts import hops_of
 
 # The user's ssh configuration is read; this is what must not be taken from it. A terminal changes
@@ -44,23 +42,6 @@ def mitogen_options(hop: Mapping[str, object]) -> dict[str, Any]:
         options["ssh_args"] = [*options.get("ssh_args", ()), *own]
     options["name"] = hop.get("name") or None
     return options
-
-
-def check_identity_file(hop: Mapping[str, object]) -> None:
-    """
-    Check that ssh on the agent will find the key of a hop.
-
-    :param hop: The serialized context of a hop that is next to the agent.
-    :raises ConnectError: Its identity file is not there, and it has no password either.
-    """
-    path = hop.get("identity_file")
-    # Of tokens (%h) and variables only ssh knows what they stand for.
-    if not path or "%" in str(path) or "$" in str(path) or hop.get("password"):
-        return
-    if os.path.exists(os.path.expanduser(str(path))):
-        return
-    detail = f"the identity file {path} does not exist on the agent"
-    raise ConnectError(hop, Cause.AUTHENTICATION, detail)
 
 
 class _Bare(mitogen.parent.Connection):  # type: ignore[misc]  # mitogen is not typed

@@ -17,7 +17,7 @@ import mitogen.parent
 from inmanta_plugins.mitogen.hosts.host_log import ForwardedLog
 from inmanta_plugins.mitogen.hosts.served import Served, ServedModules
 from inmanta_plugins.mitogen.hosts.streams import guarded
-from inmanta_plugins.mitogen.settings import LONGEST_ROUTE, MOST_STRAYS
+from inmanta_plugins.mitogen.settings import MOST_STRAYS
 from inmanta_plugins.mitogen.texts import bounded_text
 
 LOGGER = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class Guest:
 
     :attr connects: How many contexts it was asked to connect, itself or one behind it.
     :attr blocks: The ids that it may give to them.
-    :attr routed: Those of them that it told of.
+    :attr routes: How often it told of one.
     """
 
     def __init__(self, id: int, name: str, stream: mitogen.core.Stream) -> None:
@@ -38,7 +38,7 @@ class Guest:
         self.stream = stream
         self.connects = 0
         self.blocks: list[range] = []
-        self.routed: set[int] = set()
+        self.routes = 0
         self.log = ForwardedLog(name)
         self.served = Served()
         self.strays = 0
@@ -251,29 +251,22 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
             guest = self.guest_of(msg)
             if guest is None or msg.is_dead:
                 return
-            number = msg.data[:LONGEST_ROUTE].partition(b":")[0]
-            target = int(number) if number.isdigit() and len(number) <= 10 else -1
+            # A number of ten digits at most, and a name, which is in the answer to connecting it.
+            number = msg.data[:11].partition(b":")[0]
+            target = int(number) if number.isdigit() else -1
+            # Each that it is to connect comes once, and goes once.
+            guest.routes += 1
             if (
-                len(msg.data) > LONGEST_ROUTE
+                guest.routes > 2 * guest.connects
                 or msg.src_id != guest.id
                 or not any(target in block for block in guest.blocks)
-                or not self._is_news(guest, target, adds=msg.handle == mitogen.core.ADD_ROUTE)
             ):
                 self.stray(guest, "about a context that is not its own")
                 return
-            msg.data = number  # its name is in the answer
+            msg.data = number
             handler(msg)
 
         return on_route
-
-    def _is_news(self, guest: Guest, target: int, *, adds: bool) -> bool:
-        """Return whether a context behind a host comes, which each does once, or ends."""
-        if not adds:
-            return target in self._stream_by_id
-        if target in guest.routed or len(guest.routed) >= guest.connects:
-            return False
-        guest.routed.add(target)
-        return True
 
     def _on_allocate_id(self, msg: mitogen.core.Message) -> None:
         guest = self.guest_of(msg)
