@@ -17,6 +17,7 @@ from inmanta_plugins.mitogen.connections.programs import shown_command
 from testbed.servers import free_port
 
 SECRET = "canary-7f3a"
+URL = {"method_name": "ssh", "hostname": f"deploy:{SECRET}@10.0.0.5"}
 ENVIRONMENT = "8f7e5f0e-5b0a-4f7e-9b0a-8f7e5f0e5b0a"
 
 
@@ -132,7 +133,7 @@ def test_a_password_in_the_place_of_the_command_is_not_repeated(
 
 @pytest.mark.parametrize(
     "context",
-    [[1], "text", {}, {"method_name": "ssh"}, {"method_name": "local", "passwort": SECRET}],
+    [[1], "text", {}, {"method_name": "ssh"}, {"method_name": "local", "passwort": SECRET}, URL],
 )
 def test_a_wrong_context_ends_with_status_2(
     context: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -144,7 +145,7 @@ def test_a_wrong_context_ends_with_status_2(
         main(["check", "--context", str(file)])
 
     assert ended.value.code == 2
-    assert SECRET not in capsys.readouterr().err
+    assert SECRET not in "".join(capsys.readouterr())
 
 
 def test_text_that_the_terminal_cannot_show_is_escaped(

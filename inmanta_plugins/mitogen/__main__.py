@@ -131,6 +131,8 @@ def _from_orchestrator(arguments: argparse.Namespace) -> Any:
 
 def _check(arguments: argparse.Namespace) -> int:
     context = _context(arguments)
+    if any(re.search(":.*@", str(hop.get("hostname"))) for hop in hops_of(context)):
+        raise ValueError("a hostname has no password; use the options username and password")
     if arguments.timeout is not None:
         for hop in hops_of(context):
             cast("dict[str, Any]", hop)["connect_timeout"] = arguments.timeout
