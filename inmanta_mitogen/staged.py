@@ -296,10 +296,10 @@ def _locate(path: bytes, stack: contextlib.ExitStack) -> Target:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     real = os.path.realpath(path)
     parent, name = os.path.split(real)
-    directory = os.open(b"/", _DIRECTORY)
-    stack.callback(os.close, directory)
-    for step in filter(None, parent.split(b"/")):
-        directory = os.open(step, _DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+    directory = -1
+    for step in parent.split(b"/"):
+        # In front of the first slash is nothing.
+        directory = os.open(step or b"/", _DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
         stack.callback(os.close, directory)
     _check_links(os.path.join(os.getcwdb(), path), real)
     return Target(directory, name)
