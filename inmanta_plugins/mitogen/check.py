@@ -14,10 +14,9 @@ from typing import Any
 import inmanta_mitogen.facts
 import mitogen.core
 from inmanta_plugins.mitogen.connections.hub import hub
-from inmanta_plugins.mitogen.connections.link import Link
+from inmanta_plugins.mitogen.connections.link import Link, value_of
 from inmanta_plugins.mitogen.connections.programs import shown_command
 from inmanta_plugins.mitogen.errors import Cause, PythonNotFoundError, RemoteException
-from inmanta_plugins.mitogen.hosts.answers import UnreadableError, read_answer
 from inmanta_plugins.mitogen.proxy import Proxy
 from inmanta_plugins.mitogen.texts import describe_hop, hops_of
 
@@ -41,7 +40,7 @@ and, where measured, ``put_mb_s`` and ``read_mb_s``; else ``cause``, ``detail`` 
 Finding = tuple[str, str, Report]
 """A label, the text to show after it, and what it adds to the report of the hop."""
 
-_FAILURES = (PythonNotFoundError, RemoteException, UnreadableError, mitogen.core.Error)
+_FAILURES = (PythonNotFoundError, RemoteException, mitogen.core.Error)
 
 
 def check_hops(
@@ -99,10 +98,7 @@ def _seconds(function: Callable[..., object], *args: object) -> float:
 
 def _call(link: Link, timeout: float, function: Callable[[], object]) -> Any:
     link.allow(function)
-    value = read_answer(link.context.call_async(function).get(timeout=timeout).data)
-    if isinstance(value, mitogen.core.CallError):
-        raise value
-    return value
+    return value_of(link.context.call_async(function).get(timeout=timeout))
 
 
 def _round_trip(link: Link, timeout: float) -> Finding:

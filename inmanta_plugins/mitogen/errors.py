@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import TypeVar, cast
 
 import mitogen.core
-from inmanta_plugins.mitogen.settings import LONGEST_DETAIL
+from inmanta_plugins.mitogen import settings
 from inmanta_plugins.mitogen.texts import (
     address_of,
     bounded_text,
@@ -67,7 +67,7 @@ class PythonNotFoundError(FileNotFoundError):
         missing: str | None = None,
     ) -> None:
         self.hop = describe_hop(serialized_context)
-        self.found = found = bounded_text(found, LONGEST_DETAIL)
+        self.found = found = bounded_text(found, settings.LONGEST_DETAIL)
         program = first_of_python_path(serialized_context)
         self.missing = missing or program
         where = describe_context(serialized_context)
@@ -151,7 +151,7 @@ class ConnectError(mitogen.core.StreamError):  # type: ignore[misc]  # mitogen i
         self.address = address_of(serialized_context)
         self.user = user_of(serialized_context)
         self.cause = cause
-        self.detail = detail = bounded_text(detail, LONGEST_DETAIL)
+        self.detail = detail = bounded_text(detail, settings.LONGEST_DETAIL)
         # Not through mitogen's own Error.__init__, which takes '%' in a text for a format.
         Exception.__init__(
             self, f"Cannot connect to {self.where}: {detail.rstrip()}\n{cause.value}"

@@ -21,8 +21,8 @@ from inmanta_plugins.mitogen import (
     PythonNotFoundError,
     build_context,
     context_hash,
+    settings,
 )
-from inmanta_plugins.mitogen.connections import link as links
 from pytest_inmanta_mitogen import SshHost, SshHostFactory
 from support import LOCAL, Context, fails_with
 from testbed.servers import free_port
@@ -104,7 +104,7 @@ def test_a_hop_that_cannot_be_connected_fails_all_who_wait_for_it() -> None:
 def test_a_frozen_hop_is_cut_off_in_bounded_time(
     mitogen_ssh_host_factory: SshHostFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(links, "HOP_GRACE", 0.5)
+    monkeypatch.setattr(settings, "HOP_GRACE", 0.5)
     host = mitogen_ssh_host_factory()
     hop = host.serialized()
     late = Proxy(behind(hop, connect_timeout=1))
@@ -193,7 +193,7 @@ def test_a_failed_connection_says_who_what_and_what_to_do() -> None:
 def test_a_host_that_fails_in_another_encoding_is_heard(
     via: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(links, "HOP_GRACE", 0.2)
+    monkeypatch.setattr(settings, "HOP_GRACE", 0.2)
     python_path = ["/bin/sh", "-c", r"printf 'pas trouv\351\n'; exit 9"]
     serialized: Context = {**LOCAL, "python_path": python_path, "connect_timeout": 1}
     if via:

@@ -24,9 +24,9 @@ from inmanta_plugins.mitogen import (
     ConnectError,
     Proxy,
     RemoteException,
+    settings,
 )
 from inmanta_plugins.mitogen.connections import hub as connect
-from inmanta_plugins.mitogen.connections import link as links
 from pytest_inmanta_mitogen import SshHost, SshHostFactory
 from support import Context, call_fails_with, fails_with, freeze, kill
 
@@ -276,7 +276,7 @@ def test_a_frozen_hop_is_found_by_all_behind_it(
     pool: concurrent.futures.ThreadPoolExecutor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(links, "HOP_GRACE", 0.5)
+    monkeypatch.setattr(settings, "HOP_GRACE", 0.5)
     contexts = [{**behind_sudo(sudo_host), "connect_timeout": 30, "name": f"r{n}"} for n in "12"]
     with Proxy(contexts[0]) as first, Proxy(contexts[1]) as second:
         hop = of_the_hop(first)

@@ -183,7 +183,7 @@ def test_deep_and_shared_values_arrive_as_they_were(other: Proxy) -> None:
 
 
 def test_an_answer_takes_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inmanta_plugins.mitogen.hosts.answers.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("inmanta_plugins.mitogen.settings.ANSWER_SECONDS", 0.2)
     with pytest.raises(UnreadableError, match="takes longer than"):
         read_answer(colliding_keys(100_000, at_once=1000))
     with pytest.raises(UnreadableError, match="too many keys at once"):

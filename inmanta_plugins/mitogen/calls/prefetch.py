@@ -12,8 +12,8 @@ import time
 
 import inmanta_mitogen
 import inmanta_mitogen.dispatch
+from inmanta_plugins.mitogen import settings
 from inmanta_plugins.mitogen.connections.connection import Answer, Connection, Function
-from inmanta_plugins.mitogen.settings import PREFETCHED_SECONDS
 
 _QUESTIONS: frozenset[Function] = frozenset(
     {
@@ -67,7 +67,7 @@ def is_usable(answer: Answer) -> bool:
     return (
         not answer.is_dead
         and answer.data[:1] != inmanta_mitogen.dispatch.SKIPPED
-        and time.monotonic() - answer.came <= PREFETCHED_SECONDS
+        and time.monotonic() - answer.came <= settings.PREFETCHED_SECONDS
     )
 
 

@@ -4,13 +4,12 @@ import re
 
 import inmanta_mitogen.dispatch
 import mitogen.core
-from inmanta_plugins.mitogen import _mitogen
+from inmanta_plugins.mitogen import _mitogen, settings
 from inmanta_plugins.mitogen.calls.request import function_name
 from inmanta_plugins.mitogen.connections.connection import Answer, Function
 from inmanta_plugins.mitogen.errors import NotDeliveredError, RemoteException
 from inmanta_plugins.mitogen.hosts.answers import UnreadableError, read_answer
 from inmanta_plugins.mitogen.hosts.served import advice_for
-from inmanta_plugins.mitogen.settings import LONGEST_REASON
 from inmanta_plugins.mitogen.texts import bounded_text
 
 # A frame of mitogen, which hosts get on their standard input, or of this module, in a traceback.
@@ -59,7 +58,7 @@ def nonsense(function: Function, what: str) -> RemoteException:
 
 
 def _no_result(reason: str) -> RemoteException:
-    return RemoteException(mitogen.core.ChannelError(bounded_text(reason, LONGEST_REASON)))
+    return RemoteException(mitogen.core.ChannelError(bounded_text(reason, settings.LONGEST_REASON)))
 
 
 def _failed(function: Function, error: mitogen.core.CallError) -> RemoteException:
@@ -82,8 +81,8 @@ def _advice(function: Function, text: str) -> str:
 
 
 def _unanswered(function: Function, data: bytes) -> RemoteException:
-    told = data[:LONGEST_REASON].decode("utf-8", "replace")
-    reason = bounded_text(told, LONGEST_REASON) or "the host's interpreter is gone"
+    told = data[: settings.LONGEST_REASON].decode("utf-8", "replace")
+    reason = bounded_text(told, settings.LONGEST_REASON) or "the host's interpreter is gone"
     if reason.startswith(_mitogen.NO_ROUTE):
         text = f"the connection was lost before {function_name(function)} was called"
         return NotDeliveredError(mitogen.core.ChannelError(text))

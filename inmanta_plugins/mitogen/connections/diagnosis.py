@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import mitogen.core
 from inmanta_mitogen.hop import WAITING
+from inmanta_plugins.mitogen import settings
 from inmanta_plugins.mitogen.connections import interpreters
 from inmanta_plugins.mitogen.errors import (
     Cause,
@@ -16,7 +17,6 @@ from inmanta_plugins.mitogen.errors import (
     first_of_python_path,
 )
 from inmanta_plugins.mitogen.hosts.streams import NoisyError
-from inmanta_plugins.mitogen.settings import LONGEST_SHOWN_LINE, SHOWN_LINES
 
 # The words of programs (in the C locale, or untranslated in any) and of mitogen, as they stand in
 # one line. The last line that matches any wins. A host chooses what it says: no pattern may
@@ -136,7 +136,7 @@ class _Said:
         if self.not_started:
             text = text[len(_NOT_STARTED) :].partition(". Command was: ")[0]
         text = text.rpartition(_HINT)[0] or text
-        lines = [line[:LONGEST_SHOWN_LINE] for line in text.strip().splitlines()]
+        lines = [line[: settings.LONGEST_SHOWN_LINE] for line in text.strip().splitlines()]
         self.timed_out = lines[:1] == [_TIMED_OUT]
         self.lines = [line for line in lines if not _OF_NO_USE.match(line)]
 
@@ -170,10 +170,10 @@ class _Said:
 
 
 def _shown(lines: Sequence[str]) -> str:
-    kept = [line for line in lines if _SOURCE not in line]
+    kept = [line[: settings.LONGEST_SHOWN_LINE] for line in lines if _SOURCE not in line]
     if len(kept) < len(lines):
         kept.append("it is not a Python interpreter: it does not take -c with a program")
-    return "\n".join([*kept[-SHOWN_LINES:], *filter(None, [_about_python(kept)])])
+    return "\n".join([*kept[-settings.SHOWN_LINES :], *filter(None, [_about_python(kept)])])
 
 
 def _about_python(lines: Sequence[str]) -> str:
@@ -291,7 +291,7 @@ def _from_report(
         detail = "sudo lets what it starts start no other programs (NOEXEC in sudoers)"
         return ConnectError(hop, Cause.NOT_ALLOWED, detail)
     if requested.status is interpreters.Status.FAILED:
-        output = _shown([line[:LONGEST_SHOWN_LINE] for line in requested.output.splitlines()])
+        output = _shown(requested.output.splitlines())
         said = f" ({output})" if output else ""
         detail = f"{program} ended with status {requested.exit_status}{said}; {found}"
         return ConnectError(hop, Cause.PYTHON_FAILED, detail)

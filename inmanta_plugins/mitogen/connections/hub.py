@@ -142,10 +142,10 @@ class Hub:
         with self._lock:
             self._users -= 1
             router = self._router
-            if self._users or router is None:
+            if self._users:
                 return
             self._router = None
-        _end_router(router)
+        _end(router)
 
     def _acquire(self, serialized: object, router: mitogen.master.Router) -> _SharedHop | None:
         if not isinstance(serialized, Mapping):
@@ -194,13 +194,13 @@ class Hub:
         """End the router at once, with all that is connected on it."""
         with self._lock:
             router, self._router = self._router, None
-        if router is not None:
-            _end_router(router)
+        _end(router)
 
 
-def _end_router(router: mitogen.master.Router) -> None:
-    router.broker.shutdown()
-    router.broker.join()
+def _end(router: mitogen.master.Router | None) -> None:
+    if router is not None:
+        router.broker.shutdown()
+        router.broker.join()
 
 
 _hub = Hub()

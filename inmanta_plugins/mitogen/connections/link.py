@@ -8,7 +8,7 @@ import select
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import inmanta_mitogen
@@ -18,7 +18,7 @@ import mitogen.core
 import mitogen.master
 import mitogen.parent
 from inmanta_mitogen.names import native
-from inmanta_plugins.mitogen import _mitogen
+from inmanta_plugins.mitogen import _mitogen, settings
 from inmanta_plugins.mitogen.connections.programs import (
     mitogen_options,
     shown_command,
@@ -27,12 +27,6 @@ from inmanta_plugins.mitogen.errors import ConnectError, HopLost, first_of_pytho
 from inmanta_plugins.mitogen.hosts.answers import UnreadableError, read_answer
 from inmanta_plugins.mitogen.hosts.router import AgentRouter
 from inmanta_plugins.mitogen.hosts.served import PREPARE_HOST
-from inmanta_plugins.mitogen.settings import (
-    CLOSE_TIMEOUT,
-    HOP_GRACE,
-    LEAST_TIMEOUT,
-    MOST_ATTEMPTS,
-)
 
 Serialized = Mapping[str, object]
 
@@ -61,7 +55,7 @@ class Link:
         self._deadline = time.monotonic() + _seconds(hop)
         self._gone = threading.Event()
         # A hop runs one call at a time: its deadline must not start while it serves another.
-        self._connecting = threading.Lock()
+        self.connecting = threading.Lock()
         self._has_connected = False
         self.failure: ConnectError | None = None
         """Why the interpreter can't be used after all, once it is known."""
@@ -110,11 +104,9 @@ class Link:
             if answer.is_dead:
                 return  # it is lost, as it could be at any time
             try:
-                value = read_answer(answer.data)
-            except UnreadableError as error:
-                value = error
-            if isinstance(value, Exception):
-                fail(value)
+                value_of(answer)
+            except mitogen.core.Error as error:
+                fail(error)
 
         def send() -> None:
             nonlocal timer
@@ -147,7 +139,7 @@ class Link:
         def start(**more: object) -> mitogen.parent.Context:
             return self._start(method, {**options, "connect_timeout": self._seconds_left(), **more})
 
-        for attempt in range(MOST_ATTEMPTS):
+        for attempt in range(settings.MOST_ATTEMPTS):
             try:
                 return start()
             except (mitogen.core.Error, OSError) as error:
@@ -175,7 +167,7 @@ class Link:
         raise diagnose(hop, failure, probe, shown_command(hop)) from None
 
     def _seconds_left(self) -> float:
-        return max(LEAST_TIMEOUT, self._deadline - time.monotonic())
+        return max(settings.LEAST_TIMEOUT, self._deadline - time.monotonic())
 
     def _python_argv(self, method: str, options: Mapping[str, object]) -> list[str]:
         """What mitogen starts for the interpreter; empty where only the hop before knows that."""
@@ -189,48 +181,39 @@ class Link:
     def _start(self, method: str, options: dict[str, object]) -> mitogen.parent.Context:
         if self.via is None:
             return self.router.connect(method, **options)
-        seconds = _seconds(options) + HOP_GRACE
-        via = self.via.context
-        ask = functools.partial(self.via.ask, seconds)
+        via = self.via
+        ask = functools.partial(via.ask, _seconds(options) + settings.HOP_GRACE)
         # In the place of the context, which would wait without end for a hop that hangs.
-        stand_in = types.SimpleNamespace(name=via.name, context_id=via.context_id, call=ask)
-        with self.via.serving(seconds):
+        name, number = via.context.name, via.context.context_id
+        stand_in = types.SimpleNamespace(name=name, context_id=number, call=ask)
+        with via.connecting:
             context = self.router.connect(method, via=stand_in, **options)
-        context.via = via
+        context.via = via.context
         return context
 
-    @contextlib.contextmanager
-    def serving(self, seconds: float) -> Iterator[None]:
-        """Hold this hop for one connection through it; one that doesn't answer is cut off."""
-        with self._connecting:
-            if not self.is_too_old:
-                if self._has_connected:
-                    self.context.send(_mitogen.order_own(_mitogen.forget_ended))
-                self.allow(inmanta_mitogen.hop.connect)
-            try:
-                yield
-                self._has_connected = True
-            except mitogen.core.TimeoutError:
-                self.cut()
-                raise HopLost(f"it did not answer for {seconds:.0f} seconds") from None
-
     def ask(self, seconds: float, function: Callable[..., object], **kwargs: object) -> object:
-        """Do what mitogen's ``Context.call`` does for mitogen's connecting, for a limited time."""
-        # Ours tells more of a failure.
-        function = function if self.is_too_old else inmanta_mitogen.hop.connect
+        """
+        Do what mitogen's ``Context.call`` does to connect an interpreter through this one.
+
+        :param seconds: How long it may take; then this one is cut off.
+        :param function: mitogen's function for it.
+        :param kwargs: Its arguments.
+        :raises HopLost: It took too long.
+        """
+        if not self.is_too_old:
+            if self._has_connected:
+                self.context.send(_mitogen.order_own(_mitogen.forget_ended))
+            function = inmanta_mitogen.hop.connect  # it tells more of a failure
+            self.allow(function)
         receiver = self.context.call_async(function, **kwargs)
         try:
             answer = receiver.get(timeout=seconds)
         except mitogen.core.TimeoutError:
             receiver.close()
-            raise
-        try:
-            value = read_answer(answer.data)
-        except UnreadableError as error:
-            raise mitogen.core.StreamError(f"its answer cannot be read: {error}") from None
-        if isinstance(value, mitogen.core.CallError):
-            raise value
-        return value
+            self.cut()
+            raise HopLost(f"it did not answer for {seconds:.0f} seconds") from None
+        self._has_connected = True
+        return value_of(answer)
 
     def _order(self, function: Callable[..., object], *args: object) -> None:
         """Have the interpreter call a function once it can, and wait for nothing."""
@@ -282,10 +265,10 @@ class Link:
             )
             self.context.send(question)
         self.context.shutdown(wait=False)
-        left = self._gone.wait(min(timeout, CLOSE_TIMEOUT))
+        left = self._gone.wait(min(timeout, settings.CLOSE_TIMEOUT))
         if not left:
             # A process that a login shell has started may hold the connection open.
-            left = answered.is_set() or self._gone.wait(timeout - CLOSE_TIMEOUT)
+            left = answered.is_set() or self._gone.wait(timeout - settings.CLOSE_TIMEOUT)
             self.cut()
         return left
 
@@ -300,6 +283,23 @@ class Link:
             elif stream is not None and self.via is not None and not self.via.is_too_old:
                 self.via._order(inmanta_mitogen.hop.cut, context_id)
         self._gone.set()
+
+
+def value_of(answer: mitogen.core.Message) -> Any:
+    """
+    Return the result of a call that mitogen made.
+
+    :param answer: What came back for it.
+    :raises CallError: It failed.
+    :raises StreamError: The answer can't be read.
+    """
+    try:
+        value = read_answer(answer.data)
+    except UnreadableError as error:
+        raise mitogen.core.StreamError(f"its answer cannot be read: {error}") from None
+    if isinstance(value, mitogen.core.CallError):
+        raise value
+    return value
 
 
 def _seconds(options: Mapping[str, object]) -> float:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from inmanta_plugins.mitogen.settings import CHECK_HOST_KEYS
+from inmanta_plugins.mitogen import settings
 
 IMPLICIT_SSH_ARGS: Final = ["-o", "UserKnownHostsFile=/dev/null", "-o", "PasswordAuthentication=no"]
 """The ``ssh_args`` of an implicit context."""
@@ -106,7 +106,7 @@ METHODS: Final[Mapping[str, Mapping[str, Option]]] = {
         "port": PORT,
         "identity_file": TEXT,
         "identities_only": BOOL,
-        "check_host_keys": choice(*CHECK_HOST_KEYS),
+        "check_host_keys": choice(*settings.CHECK_HOST_KEYS),
         "compression": BOOL,
         "keepalive_enabled": BOOL,
         "keepalive_count": POSITIVE_INT,

@@ -9,7 +9,6 @@ from typing import Any
 from inmanta_plugins.mitogen import settings
 from inmanta_plugins.mitogen.contexts.options import IMPLICIT_SSH_ARGS, METHODS, ONE_OF, Option
 from inmanta_plugins.mitogen.errors import ContextError
-from inmanta_plugins.mitogen.settings import MAX_HOPS
 from inmanta_plugins.mitogen.texts import describe_hop, hops_of
 
 # Bounded, whatever it is.
@@ -37,10 +36,10 @@ def checked_context(serialized_context: object) -> dict[str, Any]:
             f"A serialized context has to be a dict, not {_kind(serialized_context)}"
         )
     hops = hops_of(serialized_context)
-    if len(hops) > MAX_HOPS:
+    if len(hops) > settings.MAX_HOPS:
         raise ContextError(
-            f"The context {describe_hop(hops[-1])} has more than {MAX_HOPS} hops, one 'via' in the"
-            " other, or is its own 'via'"
+            f"The context {describe_hop(hops[-1])} has more than {settings.MAX_HOPS} hops, one"
+            " 'via' in the other, or is its own 'via'"
         )
     policy = settings.check_host_keys()
     checked: dict[str, Any] = {}

@@ -16,15 +16,7 @@ from typing import Any
 
 import mitogen.core
 from inmanta_mitogen.dispatch import JSON_MARK, LARGEST_JSON
-from inmanta_plugins.mitogen.settings import (
-    ANSWER_MEMORY,
-    ANSWER_SECONDS,
-    KEY_DEPTH,
-    KEY_PARTS,
-    LONGEST_REMOTE_ERROR,
-    MOST_KEYS,
-    UNPRICED_ANSWER,
-)
+from inmanta_plugins.mitogen import settings
 from inmanta_plugins.mitogen.texts import bounded_text
 
 Operation = Callable[[Any], None]
@@ -71,7 +63,7 @@ class _Reader(pickle._Unpickler):
     def __init__(self, data: bytes) -> None:
         # What Python 2 calls a string is bytes.
         super().__init__(io.BytesIO(data), encoding="bytes")
-        table = _OPERATIONS if len(data) <= UNPRICED_ANSWER else _Priced(len(data))
+        table = _OPERATIONS if len(data) <= settings.UNPRICED_ANSWER else _Priced(len(data))
         self.dispatch = table  # type: ignore[misc,assignment]  # for this one alone
 
     def find_class(self, module: str, name: str) -> Any:
@@ -95,7 +87,7 @@ def _maker(kind: type, make: Callable[[Any], object]) -> Callable[[object], obje
 def _call_error(text: str) -> mitogen.core.CallError:
     error = mitogen.core.CallError()
     # Not through its constructor, which takes '%' in a text for a format where it has arguments.
-    error.args = (bounded_text(text, LONGEST_REMOTE_ERROR),)
+    error.args = (bounded_text(text, settings.LONGEST_REMOTE_ERROR),)
     return error
 
 
@@ -114,7 +106,7 @@ def _check_key(key: object) -> None:
         level = [item for one in level if type(one) is tuple for item in one]
         depth += 1
         parts += len(level)
-        if depth > KEY_DEPTH or parts > KEY_PARTS:
+        if depth > settings.KEY_DEPTH or parts > settings.KEY_PARTS:
             raise UnreadableError("a key in it is nested too deeply, or too large")
 
 
@@ -122,7 +114,7 @@ def _hashing(load: Operation, keys: slice) -> Operation:
     """Return an operation that checks first what it hashes: a slice of the stack."""
 
     def checked(reader: Any) -> None:
-        if len(reader.stack) > MOST_KEYS and keys.start is None:
+        if len(reader.stack) > settings.MOST_KEYS and keys.start is None:
             raise UnreadableError("it has too many keys at once: return lists")
         for key in reader.stack[keys]:
             if type(key) is tuple:
@@ -168,7 +160,7 @@ class _Priced:
 
     def __init__(self, cost: int) -> None:
         self._cost = self._checked = cost
-        self._deadline = time.thread_time() + ANSWER_SECONDS
+        self._deadline = time.thread_time() + settings.ANSWER_SECONDS
 
     def __getitem__(self, operation: int) -> Operation:
         self._cost += _COSTS[operation]
@@ -178,9 +170,9 @@ class _Priced:
 
     def _check(self) -> None:
         self._checked = self._cost + _CHECK_EVERY
-        if self._cost > ANSWER_MEMORY:
+        if self._cost > settings.ANSWER_MEMORY:
             raise UnreadableError(
-                f"its values take more than {ANSWER_MEMORY // 1024**2} MiB: return less"
+                f"its values take more than {settings.ANSWER_MEMORY // 1024**2} MiB: return less"
             )
         if time.thread_time() > self._deadline:
-            raise UnreadableError(f"it takes longer than {ANSWER_SECONDS:.0f} s to read")
+            raise UnreadableError(f"it takes longer than {settings.ANSWER_SECONDS:.0f} s to read")

@@ -14,10 +14,10 @@ from typing import Any
 import mitogen.core
 import mitogen.master
 import mitogen.parent
+from inmanta_plugins.mitogen import settings
 from inmanta_plugins.mitogen.hosts.host_log import ForwardedLog
 from inmanta_plugins.mitogen.hosts.served import Served, ServedModules
 from inmanta_plugins.mitogen.hosts.streams import guarded
-from inmanta_plugins.mitogen.settings import MOST_STRAYS
 from inmanta_plugins.mitogen.texts import bounded_text
 
 LOGGER = logging.getLogger(__name__)
@@ -216,19 +216,19 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
         if log and not guest.logged:
             guest.logged = True
             LOGGER.warning("Host %s sent a message %s: refused.", guest.name, what)
-        elif guest.strays > MOST_STRAYS and not guest.cut:
+        elif guest.strays > settings.MOST_STRAYS and not guest.cut:
             guest.cut = True
             LOGGER.error(
                 "Host %s sent more than %d messages that were refused, the last one %s:"
                 " it is cut off.",
                 guest.name,
-                MOST_STRAYS,
+                settings.MOST_STRAYS,
                 what,
             )
             self.broker.defer(guest.stream.on_disconnect, self.broker)
 
     def _refuse(self, msg: mitogen.core.Message, guest: Guest, what: str) -> None:
-        if msg.reply_to and not msg.is_dead and not guest.strays > MOST_STRAYS:
+        if msg.reply_to and not msg.is_dead and not guest.strays > settings.MOST_STRAYS:
             # One reason for all: another would tell which ids and handles are in use.
             refusal = mitogen.core.Message.dead(
                 "refused: a host reaches only its agent, and what that waits for",

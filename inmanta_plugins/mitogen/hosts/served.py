@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING
 import mitogen.core
 import mitogen.master
 from inmanta_mitogen.dispatch import PICKLE_PROTOCOL
-from inmanta_plugins.mitogen import _mitogen
+from inmanta_plugins.mitogen import _mitogen, settings
 from inmanta_plugins.mitogen.hosts import answers, modules
 from inmanta_plugins.mitogen.hosts.modules import Module, lineage
-from inmanta_plugins.mitogen.settings import LARGEST_DATA_FILE, LONGEST_NAME, MOST_REFUSALS
 from inmanta_plugins.mitogen.texts import bounded_text
 
 if TYPE_CHECKING:
@@ -212,7 +211,7 @@ class ServedModules:
         host = self._router.guest_of(msg)
         if msg.is_dead or host is None:
             return
-        if len(msg.data) > 4 * LONGEST_NAME or msg.src_id != host.id:
+        if len(msg.data) > 4 * settings.LONGEST_NAME or msg.src_id != host.id:
             self._router.stray(host, "for a module that can't be one")
             return
         name = msg.data.decode("utf-8", "replace")
@@ -245,7 +244,7 @@ class ServedModules:
         if msg.is_dead or host is None:
             return
         try:
-            asked = answers.read_answer(msg.data[: 2 * LONGEST_NAME])
+            asked = answers.read_answer(msg.data[: 2 * settings.LONGEST_NAME])
         except answers.UnreadableError:
             asked = None
         match asked:
@@ -261,7 +260,7 @@ class ServedModules:
                 self._router.stray(host, "for a data file that it has got already", log=False)
                 return
             if package in served.allowed or package in _explicit:
-                content = modules.data_file(package, name, LARGEST_DATA_FILE)
+                content = modules.data_file(package, name, settings.LARGEST_DATA_FILE)
             if content is None:
                 self._refuse(host, f"{package} (its file {name})")
             else:
@@ -271,7 +270,7 @@ class ServedModules:
     def _refuse(self, host: "Guest", name: str) -> None:
         served = host.served
         self._router.stray(host, "for modules that it may not have", log=False)
-        if name in served.refused or len(served.refused) >= MOST_REFUSALS:
+        if name in served.refused or len(served.refused) >= settings.MOST_REFUSALS:
             return
         served.refused.add(name)
         if name.split(".")[0] in _NEVER:

@@ -15,13 +15,7 @@ from typing import Any
 import mitogen.core
 import mitogen.parent
 from inmanta_mitogen import hop
-from inmanta_plugins.mitogen.settings import (
-    LONGEST_LINE,
-    MOST_BEFORE_CONNECTED,
-    MOST_TO_CONNECT,
-    STDERR_BURST,
-    STDERR_RATE,
-)
+from inmanta_plugins.mitogen import settings
 
 LOGGER = logging.getLogger(__name__)
 
@@ -73,7 +67,7 @@ class GuardedStream(mitogen.core.Stream):  # type: ignore[misc]  # mitogen is no
 
     def __init__(self) -> None:
         self._before_connected = 0
-        self._stderr = Allowance(STDERR_BURST, STDERR_RATE)
+        self._stderr = Allowance(settings.STDERR_BURST, settings.STDERR_RATE)
         self._dropped = 0
 
     @classmethod
@@ -110,20 +104,20 @@ class GuardedStream(mitogen.core.Stream):  # type: ignore[misc]  # mitogen is no
 
     def _on_bootstrap(self, broker: mitogen.core.Broker, data: bytes) -> None:
         self._before_connected += len(data)
-        if self._before_connected > MOST_BEFORE_CONNECTED:
-            self._fail(f"it sent more than {MOST_BEFORE_CONNECTED // 1024} KiB")
+        if self._before_connected > settings.MOST_BEFORE_CONNECTED:
+            self._fail(f"it sent more than {settings.MOST_BEFORE_CONNECTED // 1024} KiB")
             return
         protocol = self.protocol
         protocol.on_receive(broker, data)
         self._shorten_line(protocol)
         writer = getattr(protocol, "_writer", None)
-        if writer is not None and writer._len > MOST_TO_CONNECT:
+        if writer is not None and writer._len > settings.MOST_TO_CONNECT:
             self._fail("it asked for mitogen's source again and again")
 
     def _shorten_line(self, protocol: mitogen.core.Protocol) -> None:
         # Not a MitogenProtocol, which the stream may have by now.
-        if len(getattr(protocol, "_trailer", b"")) > LONGEST_LINE:
-            protocol._trailer = protocol._trailer[-LONGEST_LINE // 2 :]
+        if len(getattr(protocol, "_trailer", b"")) > settings.LONGEST_LINE:
+            protocol._trailer = protocol._trailer[-settings.LONGEST_LINE // 2 :]
 
     def _fail(self, what: str) -> None:
         self.conn._fail_connection(NoisyError(f"{what} before its Python ran"))
@@ -134,7 +128,7 @@ class GuardedStream(mitogen.core.Stream):  # type: ignore[misc]  # mitogen is no
                 LOGGER.warning(
                     "The connection to %s writes more than %d bytes a second to stderr: dropped.",
                     self.name,
-                    STDERR_RATE,
+                    settings.STDERR_RATE,
                 )
             self._dropped += len(data)
             return
