@@ -11,7 +11,8 @@ import itertools
 import os
 import stat
 import struct
-from typing import Any, Dict, Generator, Iterator, Optional, Tuple, Type, Union
+import threading
+from typing import Any, Dict, Generator, Iterator, Optional, Type, Union
 
 import mitogen.core
 
@@ -21,9 +22,11 @@ from inmanta_mitogen.names import AnyPath, native
 #: The transfers under way, by their numbers: the agent counts those that it begins from 1.
 transfers: Dict[int, "Generator[Any, Any, None]"] = {}
 _own_numbers = itertools.count(-1, -1)
+# Held while a file is written.
+_writing = threading.Lock()
 
-# KEPT or RAW, the number of the transfer, and how many bytes there are.
-_TICKET = struct.Struct(">cqQ")
+#: What tells the agent of a transfer: KEPT or RAW, its number, and how many bytes there are.
+TICKET = struct.Struct(">cqQ")
 
 
 def keep(kind: bytes, data: bytes) -> bytes:
@@ -36,24 +39,12 @@ def keep(kind: bytes, data: bytes) -> bytes:
     """
     number = next(_own_numbers)
     transfers[number] = slices(data)
-    return KEPT + _TICKET.pack(kind, number, len(data))
+    return KEPT + TICKET.pack(kind, number, len(data))
 
 
 def slices(data: bytes) -> "Generator[bytes, Any, None]":
     """Return the pieces in which bytes are sent."""
     return (data[at : at + PACK] for at in range(0, len(data), PACK))
-
-
-def unpack_ticket(data: bytes) -> Tuple[bytes, int, int]:
-    """
-    Return what is kept, the number of the transfer, and the size.
-
-    :raises ValueError: It is not a ticket.
-    """
-    if len(data) != 1 + _TICKET.size:
-        raise ValueError(f"{len(data)} bytes instead of the start of a transfer")
-    kind, number, size = _TICKET.unpack(data[1:])
-    return kind, number, size
 
 
 def send(number: int, path: AnyPath, max_size: Optional[int]) -> int:
@@ -109,7 +100,8 @@ def receive(number: int, path: AnyPath, size: int, in_place: bool, econtext: Any
     """
     _close_at_end(econtext.broker)
     transfer = transfers[number] = _incoming(path, size, in_place)
-    next(transfer)
+    with _writing:
+        next(transfer)
 
 
 def _incoming(path: AnyPath, size: int, in_place: bool) -> "Generator[None, bytes, None]":
@@ -139,7 +131,7 @@ def write(number: int, data: bytes) -> None:
     :raises OSError: As :func:`inmanta_mitogen.put`, or the sums differ. The old content is
         untouched.
     """
-    with contextlib.suppress(StopIteration):  # the file is complete
+    with _writing, contextlib.suppress(StopIteration):  # the file is complete
         transfers[number].send(data)
 
 
@@ -153,8 +145,10 @@ def _close_at_end(broker: Any) -> None:
     """Leave no temporary files when the connection ends."""
 
     def close_all() -> None:
-        for transfer in list(transfers.values()):
-            with contextlib.suppress(ValueError):  # it is at work
+        # Behind it, mitogen ends this process. What is being written may need a module that never
+        # comes.
+        if _writing.acquire(timeout=5):
+            for transfer in transfers.values():
                 transfer.close()
 
     mitogen.core.listen(broker, "shutdown", close_all)

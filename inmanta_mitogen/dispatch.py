@@ -11,7 +11,7 @@ import pickle
 import stat
 import struct
 import sys
-from typing import Any, Callable, Dict, Generic, Iterator, List, Tuple, TypeVar
+from typing import Any, Callable, Dict, Generic, List, Tuple, TypeVar
 
 import mitogen.core
 
@@ -47,8 +47,8 @@ _PLAIN = frozenset({dict, list, str, int, float, bool, type(None)})
 # The functions that read a whole file.
 _READERS = ("hash_file", "read", "read_binary")
 
-# The length of an answer among others, in front of it.
-_LENGTH = struct.Struct(">L")
+#: The length of an answer among others, in front of it.
+LENGTH = struct.Struct(">L")
 
 T = TypeVar("T")
 
@@ -110,7 +110,7 @@ def call_each(requests: List[bytes], handle: int, econtext: Any) -> mitogen.core
 
 
 def _message(answers: List[bytes]) -> mitogen.core.Message:
-    data = b"".join(part for answer in answers for part in (_LENGTH.pack(len(answer)), answer))
+    data = b"".join(part for answer in answers for part in (LENGTH.pack(len(answer)), answer))
     return mitogen.core.Message(data=data, enc=mitogen.core.Message.ENC_BIN)
 
 
@@ -156,23 +156,6 @@ class Packer(Generic[T]):
                 pack.append(self._waiting.popleft())
                 size += len(pack[-1][0])
             self._send(pack)
-
-
-def unpack_answers(data: bytes) -> Iterator[bytes]:
-    """
-    :param data: A message with answers of :func:`call_each`.
-    :return: Those answers, each taken out only when it is asked for.
-    :raises ValueError: It is none.
-    """
-    at = 0
-    while at < len(data):
-        start = at + _LENGTH.size
-        if start > len(data):
-            raise ValueError("it ends in the middle of a length")
-        at = start + _LENGTH.unpack_from(data, at)[0]
-        if at > len(data):
-            raise ValueError("it ends in the middle of an answer")
-        yield data[start:at]
 
 
 def _answer(

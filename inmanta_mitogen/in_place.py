@@ -7,7 +7,7 @@ import os
 import stat
 from typing import IO
 
-from inmanta_mitogen.staged import IN_MEMORY, Target, write_all
+from inmanta_mitogen.staged import IN_MEMORY, Target, flush, write_all
 
 _BLOCK = 1 << 20
 
@@ -52,7 +52,7 @@ def _overwrite(target: Target, source: IO[bytes], file: IO[bytes]) -> None:
         # What may find no room comes first, behind the old content.
         file.seek(old_size)
         copy(source, file, old_size)
-        os.fsync(file.fileno())
+        flush(file.fileno())
     except BaseException:
         file.truncate(old_size)
         raise
@@ -60,7 +60,7 @@ def _overwrite(target: Target, source: IO[bytes], file: IO[bytes]) -> None:
         file.seek(0)
         copy(source, file)
         file.truncate()
-        os.fsync(file.fileno())
+        flush(file.fileno())
     except OSError as error:
         lost = OSError(error.errno, f"{error.strerror}; the old content is lost")
         if old is None:

@@ -253,8 +253,7 @@ class StagedWrite:
                 _set_mode(file, self._mode)
         except OSError:
             return False
-        # Some file systems find out only here that they are full.
-        os.fsync(file)
+        flush(file)
         try:
             os.replace(name, target.name, src_dir_fd=target.directory, dst_dir_fd=target.directory)
         except OSError:
@@ -425,6 +424,17 @@ def _read_xattrs(file: int) -> Dict[str, bytes]:
 
 
 # Writing
+
+
+def flush(file: int) -> None:
+    """
+    Write to the disk. Some file systems find out only here that they are full, and some can't.
+    """
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
 
 
 def write_all(file: IO[bytes], view: memoryview) -> None:

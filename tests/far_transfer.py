@@ -12,7 +12,7 @@ from inmanta_mitogen.dispatch import RAW
 
 def _keep(transfer: "Generator[Any, Any, None]") -> mitogen.core.Message:
     ticket = chunks.keep(RAW, b"")
-    chunks.transfers[chunks.unpack_ticket(ticket)[1]] = transfer
+    chunks.transfers[chunks.TICKET.unpack_from(ticket, 1)[1]] = transfer
     return mitogen.core.Message(data=ticket)
 
 

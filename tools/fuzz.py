@@ -30,9 +30,10 @@ import mitogen.core
 import mitogen.master
 import mitogen.parent
 
-from inmanta_mitogen.dispatch import JSON_MARK, unpack_answers
+from inmanta_mitogen.dispatch import JSON_MARK
 from inmanta_plugins.mitogen import Proxy
 from inmanta_plugins.mitogen.connections import hub as connect
+from inmanta_plugins.mitogen.connections.connection import unpack_answers
 from inmanta_plugins.mitogen.hosts.answers import UnreadableError, read_answer
 from inmanta_plugins.mitogen.hosts.router import AgentRouter
 

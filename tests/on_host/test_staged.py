@@ -112,6 +112,22 @@ def test_put_is_flushed_before_it_is_seen(
     assert flushed == [(file.stat().st_ino, b"new", b"old" if exists else None)]
 
 
+def test_a_file_system_that_cannot_flush_is_written_to_nevertheless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, content in ((errno.EINVAL, b"new"), (errno.EIO, b"old")):
+        file = tmp_path / str(number)
+        file.write_bytes(b"old")
+
+        def fsync(_: int, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        with contextlib.suppress(OSError):
+            put(str(file), b"new")
+        assert file.read_bytes() == content
+
+
 # Temporary files
 
 

@@ -222,10 +222,9 @@ def whole_result(call: Call, answer: Answer) -> object:
     if answer.is_dead or answer.data[:1] != KEPT:
         return _result(call, answer)
     assert call.connection is not None  # the answer came through it
-    try:
-        kind, number, _ = host.unpack_ticket(answer.data)
-    except ValueError as error:
-        raise nonsense(call.function, str(error)) from None
+    if len(answer.data) != 1 + host.TICKET.size:
+        raise nonsense(call.function, "it keeps an answer, and does not say which")
+    kind, number, _ = host.TICKET.unpack_from(answer.data, 1)
     asked = call.kwargs.get("max_size")
     limit = max(settings.max_size(), asked if isinstance(asked, int) else 0)
     with Transfer(call, call.connection, number) as transfer:

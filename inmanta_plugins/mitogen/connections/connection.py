@@ -3,12 +3,12 @@
 import collections
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import inmanta_mitogen.dispatch
 import mitogen.core
-from inmanta_mitogen.dispatch import Packer
+from inmanta_mitogen.dispatch import LENGTH, Packer
 from inmanta_plugins.mitogen import _mitogen, settings
 from inmanta_plugins.mitogen.connections.link import Link
 from inmanta_plugins.mitogen.errors import NotDeliveredError
@@ -142,7 +142,7 @@ class Connection:
     def _take(self, message: mitogen.core.Message) -> None:
         now = time.monotonic()
         try:
-            for answer in inmanta_mitogen.dispatch.unpack_answers(message.data):
+            for answer in unpack_answers(message.data):
                 if not self._waiting:
                     self._refuse(message)
                     return
@@ -176,6 +176,24 @@ class Connection:
         left = self.link.end(timeout)
         self._leave()
         return left
+
+
+def unpack_answers(data: bytes) -> Iterator[bytes]:
+    """
+    Yield the answers of :func:`inmanta_mitogen.dispatch.call_each` that are in one message.
+
+    :param data: The message.
+    :raises ValueError: It holds something else.
+    """
+    at = 0
+    while at < len(data):
+        start = at + LENGTH.size
+        if start > len(data):
+            raise ValueError("it ends in the middle of a length")
+        at = start + LENGTH.unpack_from(data, at)[0]
+        if at > len(data):
+            raise ValueError("it ends in the middle of an answer")
+        yield data[start:at]
 
 
 def _deliver(batch: collections.deque[Deliver], answer: Answer) -> None:
