@@ -300,7 +300,9 @@ def _locate(path: bytes, stack: contextlib.ExitStack) -> Target:
         # In front of the first slash is nothing.
         directory = os.open(step or b"/", _DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
         stack.callback(os.close, directory)
-    _check_links(os.path.join(os.getcwdb(), path), real)
+    full = os.path.join(os.getcwdb(), path)
+    if os.path.normpath(full) != real:
+        _check_links(full, real)
     return Target(directory, name)
 
 

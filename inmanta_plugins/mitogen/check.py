@@ -16,7 +16,12 @@ import mitogen.core
 from inmanta_plugins.mitogen.connections.hub import hub
 from inmanta_plugins.mitogen.connections.link import Link, value_of
 from inmanta_plugins.mitogen.connections.programs import shown_command
-from inmanta_plugins.mitogen.errors import Cause, PythonNotFoundError, RemoteException
+from inmanta_plugins.mitogen.errors import (
+    SET_PYTHON_PATH,
+    Cause,
+    PythonNotFoundError,
+    RemoteException,
+)
 from inmanta_plugins.mitogen.proxy import Proxy
 from inmanta_plugins.mitogen.texts import describe_hop, hops_of
 
@@ -24,12 +29,6 @@ ROUND_TRIPS = 5
 """How many calls the round-trip time is the median of."""
 SPEED_SIZE = 8_000_000
 """How much is written and read to measure the throughput, in bytes."""
-
-PYTHON_ADVICE = (
-    "Set the python_path of the context, or the python_cmd of the host's std::OS, to an interpreter"
-    " that is there, or to 'auto'."
-)
-"""What to do when the host has no Python at the configured path."""
 
 Report = dict[str, Any]
 """
@@ -124,7 +123,7 @@ def _explain(error: Exception, seconds: float) -> Iterator[Finding]:
         known, detail = Cause.TIMEOUT, "The hop was connected, and then did not answer a call."
     cause, advice = known.name, known.value
     if isinstance(error, PythonNotFoundError):
-        cause, advice = "PYTHON_NOT_FOUND", PYTHON_ADVICE
+        cause, advice = "PYTHON_NOT_FOUND", SET_PYTHON_PATH
         detail = f"No such python interpreter: {error.missing}\n{error.found}".strip()
     yield "failed", f"{cause}, after {seconds:.2f} s", {"works": False, "seconds": seconds}
     yield "came back", detail, {"cause": cause, "detail": detail}

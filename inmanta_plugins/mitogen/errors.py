@@ -32,8 +32,8 @@ README_NOTE = (
 
 
 SET_PYTHON_PATH = (
-    "Set the python_path of the context to an interpreter that is there, or to 'auto' for the best"
-    " one that can be found."
+    "Set the python_path of the context, or the python_cmd of the host's std::OS, to an interpreter"
+    " that is there, or to 'auto' for the best one that can be found."
 )
 
 

@@ -21,7 +21,7 @@ from pytest_inmanta.plugin import Project
 import inmanta_plugins.mitogen as mitogen_module
 import support
 from inmanta_plugins.mitogen import Cause, Proxy, RemoteException, settings
-from inmanta_plugins.mitogen.check import PYTHON_ADVICE
+from inmanta_plugins.mitogen.errors import SET_PYTHON_PATH
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -302,7 +302,7 @@ def test_the_samples_of_the_check_show_the_advice_of_their_cause() -> None:
     shown = {cause: advice for found in failures for cause, advice in found}
 
     assert len(shown) == 5
-    advices = {**{cause.name: cause.value for cause in Cause}, "PYTHON_NOT_FOUND": PYTHON_ADVICE}
+    advices = {**{cause.name: cause.value for cause in Cause}, "PYTHON_NOT_FOUND": SET_PYTHON_PATH}
     assert shown == {cause: advices[cause] for cause in shown}
 
 

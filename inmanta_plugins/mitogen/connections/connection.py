@@ -99,7 +99,8 @@ class Connection:
     # On the broker's thread, which any exception would end, with all connections
 
     def _send(self, pack: Sequence[tuple[bytes, Deliver]]) -> None:
-        self._waiting.append(collections.deque(deliver for _, deliver in pack))
+        batch = collections.deque(deliver for _, deliver in pack)
+        self._waiting.append(batch)
         if self.link.ended:
             self._end(_mitogen.NO_ROUTE)
             return
@@ -113,7 +114,9 @@ class Connection:
             message.reply_to = self._handle
             self.post(message)
         except Exception as error:
-            _deliver(self._waiting.pop(), dead(f"it could not be sent: {error!r}"))
+            if batch:  # they have not been told otherwise
+                self._waiting.pop()
+                _deliver(batch, dead(f"it could not be sent: {error!r}"))
 
     def post(self, message: mitogen.core.Message) -> None:
         """

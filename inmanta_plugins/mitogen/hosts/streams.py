@@ -68,17 +68,7 @@ class GuardedStream(mitogen.core.Stream):  # type: ignore[misc]  # mitogen is no
     def __init__(self) -> None:
         self._before_connected = 0
         self._stderr = Allowance(settings.STDERR_BURST, settings.STDERR_RATE)
-        self._dropped = 0
-
-    @classmethod
-    def in_place_of(cls, stream: mitogen.core.Stream) -> "GuardedStream":
-        """
-        :param stream: A stream that was just made.
-        :return: One with its protocol.
-        """
-        guarded = cls()
-        guarded.set_protocol(stream.protocol)
-        return guarded
+        self._drops = False
 
     def on_receive(self, broker: mitogen.core.Broker) -> None:
         """As mitogen's own, on the broker's thread, with the bounds of this module."""
@@ -123,18 +113,22 @@ class GuardedStream(mitogen.core.Stream):  # type: ignore[misc]  # mitogen is no
         self.conn._fail_connection(NoisyError(f"{what} before its Python ran"))
 
     def _on_stderr(self, broker: mitogen.core.Broker, data: bytes) -> None:
-        if not self._stderr.take(len(data)):
-            if not self._dropped:
+        dropped_before, self._drops = self._drops, not self._stderr.take(len(data))
+        if self._drops:
+            if not dropped_before:
                 LOGGER.warning(
                     "The connection to %s writes more than %d bytes a second to stderr: dropped.",
                     self.name,
                     settings.STDERR_RATE,
                 )
-            self._dropped += len(data)
             return
-        self._dropped = 0
         self.protocol.on_receive(broker, data)
         self._shorten_line(self.protocol)
+
+
+def _guarded_protocol(protocol: type[Any]) -> type[Any]:
+    fields = {"__module__": protocol.__module__, "stream_class": GuardedStream}
+    return type(protocol.__name__, (protocol,), fields)
 
 
 @functools.cache
@@ -143,15 +137,11 @@ def guarded(connection_class: type[Any]) -> type[Any]:
     :param connection_class: One of mitogen's ways to connect.
     :return: The same with guarded streams.
     """
-
-    class Guarded(hop.watched(connection_class)):  # type: ignore[misc]  # mitogen is not typed
-        def stream_factory(self) -> mitogen.core.Stream:
-            return GuardedStream.in_place_of(super().stream_factory())
-
-        def stderr_stream_factory(self) -> mitogen.core.Stream:
-            return GuardedStream.in_place_of(super().stderr_stream_factory())
-
-    Guarded.__name__ = Guarded.__qualname__ = connection_class.__name__
-    # Mitogen's own messages name it.
-    Guarded.__module__ = connection_class.__module__
-    return Guarded
+    watched = hop.watched(connection_class)
+    fields = {
+        # Mitogen's own messages name it.
+        "__module__": connection_class.__module__,
+        "stream_protocol_class": _guarded_protocol(watched.stream_protocol_class),
+        "diag_protocol_class": _guarded_protocol(watched.diag_protocol_class),
+    }
+    return type(connection_class.__name__, (watched,), fields)
