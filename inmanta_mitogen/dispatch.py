@@ -15,10 +15,13 @@ from typing import Any, Callable, Dict, Generic, List, Tuple, TypeVar
 
 import mitogen.core
 
-#: The most content that one message carries, in bytes. An answer that is larger waits on the host,
-#: and the agent fetches it in chunks. Less, and the memory of whoever sends a large content falls
-#: into pieces that the C library does not give back: 30 MB of them with 128 KiB.
+#: The most content that one message carries, in bytes. Less, and the memory of whoever sends a
+#: large content falls into pieces that the C library does not give back: 30 MB with 128 KiB.
 PACK = 512 << 10
+
+#: The size in bytes of an answer that may be in one message nevertheless. A larger one waits on the
+#: host, and the agent fetches it in chunks, as many at once as this.
+WHOLE = 4 * PACK
 
 #: The largest file, in bytes, whose content or hash is sent along with the answer to another
 #: question.
@@ -192,7 +195,7 @@ def _answer(
             f" agent ({type(error).__name__}: {error}): return plain values"
         )
         return UNSENDABLE + reason.encode("utf-8", "replace")
-    if len(data) > PACK:
+    if len(data) > min(WHOLE, econtext.router.max_message_size // 2):
         # Imported late: a host fetches each file that is imported, and most answers are small.
         from inmanta_mitogen.chunks import keep
 

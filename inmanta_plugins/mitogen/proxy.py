@@ -255,7 +255,8 @@ class Proxy:
         Call a function in the Python of the host as :meth:`remote_call` does, and don't wait for
         its end: over a slow link many calls then take hardly longer than one. The host runs them
         one after another, in the order in which they were submitted. All of them, and their
-        results, are held in memory.
+        results, are held in memory. A result of more than 2 MiB is fetched behind the calls that
+        were submitted before it came.
 
         Connecting again, where the connection was lost before, is waited for. Callbacks of the
         future run in a thread that finishes all the calls of this proxy: they must not wait for

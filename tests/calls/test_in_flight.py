@@ -9,7 +9,7 @@ from pathlib import Path
 import far_side
 import pytest
 
-from inmanta_mitogen.dispatch import PACK
+from inmanta_mitogen.dispatch import PACK, WHOLE
 from inmanta_plugins.mitogen import (
     CallTimeoutError,
     Proxy,
@@ -97,7 +97,7 @@ def test_large_calls_do_not_become_one_larger_message(proxy: Proxy, messages: li
 
 
 def test_large_results_come_back_in_order(proxy: Proxy) -> None:
-    sizes = [PACK * 2, 1, PACK // 2, PACK // 2, 1, PACK * 3]
+    sizes = [WHOLE * 2, 1, PACK // 2, PACK // 2, PACK * 2, 1, WHOLE + 1]
     with together(proxy):
         futures = [proxy.submit(far_side.large, size) for size in sizes]
     assert [len(future.result(60)) for future in futures] == sizes

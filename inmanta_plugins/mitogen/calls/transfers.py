@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import itertools
 import queue
 import time
@@ -228,8 +229,12 @@ def whole_result(call: Call, answer: Answer) -> object:
     asked = call.kwargs.get("max_size")
     limit = max(settings.max_size(), asked if isinstance(asked, int) else 0)
     with Transfer(call, call.connection, number) as transfer:
-        content = b"".join(_Chunks(transfer, limit))
-    return content if kind == RAW else _result(call, answer._replace(data=content))
+        # In one piece while it grows: it may be large.
+        content = io.BytesIO()
+        for chunk in _Chunks(transfer, limit):
+            content.write(chunk)
+    data = content.getvalue()
+    return data if kind == RAW else _result(call, answer._replace(data=data))
 
 
 def _result(call: Call, answer: Answer) -> object:
