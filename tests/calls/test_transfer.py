@@ -10,9 +10,11 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import far_side
 import far_transfer
+import mitogen.core
 import psutil
 import pytest
 
@@ -27,7 +29,8 @@ from inmanta_plugins.mitogen import (
     settings,
 )
 from inmanta_plugins.mitogen.calls import transfers
-from inmanta_plugins.mitogen.connections.connection import Answer
+from inmanta_plugins.mitogen.connections.connection import Answer, Connection
+from inmanta_plugins.mitogen.errors import NotDeliveredError
 from pytest_inmanta_mitogen import SshHost
 from support import LOCAL, Recorder
 
@@ -322,6 +325,23 @@ def test_an_upload_whose_connection_ends_leaves_no_temporary_file(
         own_proxy.put_file(local_file, str(far_file), progress=progress)
     assert far_file.read_bytes() == OLD
     assert sorted(path.name for path in far_file.parent.iterdir()) == ["far", "local"]
+
+
+def test_a_call_whose_result_cannot_be_fetched_is_not_repeated(
+    own_proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = Connection.send
+
+    def refuse_to_fetch(self: Connection, *calls: Any) -> None:
+        if calls[0][0] is host.next_chunk:
+            raise NotDeliveredError(mitogen.core.ChannelError("the router has ended"))
+        send(self, *calls)
+
+    monkeypatch.setattr(Connection, "send", refuse_to_fetch)
+    script = f"echo ran >>{tmp_path}/trace; head -c {LARGE} /dev/zero"
+    with pytest.raises(RemoteException, match="connection was lost while inmanta_mitogen.run"):
+        own_proxy.run("sh", ["-c", script])
+    assert (tmp_path / "trace").read_text() == "ran\n"
 
 
 def test_the_call_timeout_holds_while_chunks_are_moved(proxy: Proxy, move: Action) -> None:

@@ -54,7 +54,7 @@ class Transfer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(NotDeliveredError):
+        with contextlib.suppress(RemoteException):
             self.ask(host.close)
 
     def ask(self, function: Function, *args: object) -> None:
@@ -67,8 +67,19 @@ class Transfer:
         """
         size = self._connection.max_message_size
         packed = request.request(function, (self._number, *args), {}, size)
-        self._connection.send((function, packed, self._inbox.put))
+        with self._once_begun():
+            self._connection.send((function, packed, self._inbox.put))
         self.in_flight += 1
+
+    @contextlib.contextmanager
+    def _once_begun(self) -> Iterator[None]:
+        """Let nobody repeat what the host has begun."""
+        try:
+            yield
+        except NotDeliveredError:
+            if self._has_begun:
+                raise lost(self._call.function, "it ended in the middle") from None
+            raise
 
     def next(self) -> Answer:
         """
@@ -89,12 +100,8 @@ class Transfer:
         :param answer: What came back for it, by default the next answer.
         :raises RemoteException: The host could not do it, or was lost.
         """
-        try:
+        with self._once_begun():
             result = _result(self._call, answer or self.next())
-        except NotDeliveredError:
-            if self._has_begun:
-                raise lost(self._call.function, "it ended in the middle") from None
-            raise
         self._has_begun = True
         return result
 

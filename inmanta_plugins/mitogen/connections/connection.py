@@ -130,9 +130,9 @@ class Connection:
         if message.is_dead:
             self._end(message.data.decode("utf-8", "replace"))
             self.link.cut()
-        elif message.enc == mitogen.core.Message.ENC_BIN:
+        elif message.enc == mitogen.core.Message.ENC_BIN and message.data:
             self._take(message)
-        elif self._waiting:
+        elif self._waiting and message.data:
             # The answer to a call that was sent alone, or mitogen's own that there are none.
             _deliver(self._waiting.popleft(), Answer(message.data, time.monotonic()))
         else:
