@@ -27,6 +27,8 @@ os.environ.setdefault("INMANTA_PIP_USE_SYSTEM_CONFIG", "true")
 
 # A shell has what it runs in the background ignore Ctrl-C, and Python takes that for its own wish.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# So do those below nohup.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

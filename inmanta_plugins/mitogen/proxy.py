@@ -88,11 +88,7 @@ class Proxy:
         self.logger: inmanta.agent.handler.LoggerABC = logger or inmanta.agent.handler.PythonLogger(
             LOGGER
         )
-        self.call_timeout = (
-            settings.call_timeout()
-            if call_timeout is None
-            else settings.checked_call_timeout(call_timeout)
-        )
+        self.call_timeout = settings.call_timeout(call_timeout)
         self._name = _name_of(serialized_context)
         self._connection: Connection | None = None
         self._new_locks()

@@ -156,29 +156,21 @@ def _variable(name: str, default: T, parse: Callable[[str], T], expected: str) -
         ) from None
 
 
-def call_timeout() -> float | None:
+def call_timeout(given: float | None = None) -> float | None:
     """
-    Return the seconds that :data:`CALL_TIMEOUT_ENV_VAR` gives to each remote call.
+    Return the seconds that each remote call may take.
 
-    :return: None when it is unset or empty.
-    :raises SettingError: It is not a number above 0.
+    :param given: What a handler has set; None for what :data:`CALL_TIMEOUT_ENV_VAR` says.
+    :return: None for no limit, when the variable is unset or empty.
+    :raises ValueError: `given` is not a finite number above 0.
+    :raises SettingError: The variable isn't.
     """
+    if given is not None:
+        if not (math.isfinite(given) and given > 0):
+            raise ValueError(f"call_timeout is {given!r}: it must be a number of seconds above 0")
+        return float(given)
     expected = "the seconds that a remote call may take, a number above 0"
-    return _variable(
-        CALL_TIMEOUT_ENV_VAR, None, lambda text: checked_call_timeout(float(text)), expected
-    )
-
-
-def checked_call_timeout(seconds: float) -> float:
-    """
-    Return a valid call timeout as it is.
-
-    :param seconds: The seconds that a remote call may take.
-    :raises ValueError: It is not a finite number above 0.
-    """
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise ValueError(f"call_timeout is {seconds!r}: it must be a number of seconds above 0")
-    return float(seconds)
+    return _variable(CALL_TIMEOUT_ENV_VAR, None, lambda text: call_timeout(float(text)), expected)
 
 
 def max_size() -> int:

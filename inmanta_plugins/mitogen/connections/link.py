@@ -59,11 +59,8 @@ class Link:
         self._has_connected = False
         self.failure: ConnectError | None = None
         """Why the interpreter can't be used after all, once it is known."""
-        self._adopt(self._connect(hop))
-
-    def _adopt(self, context: mitogen.parent.Context) -> None:
-        self.context = context
-        mitogen.core.listen(context, "disconnect", self._gone.set)
+        self.context = self._connect(hop)
+        mitogen.core.listen(self.context, "disconnect", self._gone.set)
         if self._stream() is None:
             self._gone.set()  # it went before anyone listened
 

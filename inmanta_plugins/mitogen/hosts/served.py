@@ -265,7 +265,10 @@ class ServedModules:
                 self._refuse(host, f"{package} (its file {name})")
             else:
                 served.data_files.add((package, name))
-        self._router.route(_data_file((package, name), content, msg.src_id))
+        message = mitogen.core.Message.pickled(
+            (package, name), content, dst_id=msg.src_id, handle=mitogen.core.LOAD_RESOURCE
+        )
+        self._router.route(message)
 
     def _refuse(self, host: "Guest", name: str) -> None:
         served = host.served
@@ -303,11 +306,3 @@ def _described(module: Module, allowed: Iterable[str], related: list[str]) -> tu
 @functools.lru_cache(maxsize=1024)
 def _packed(module: Module) -> mitogen.core.Blob:
     return mitogen.core.Blob(zlib.compress(module.sent_source, 9))
-
-
-def _data_file(
-    names: tuple[str, str], content: bytes | None, destination: int
-) -> mitogen.core.Message:
-    return mitogen.core.Message.pickled(
-        names, content, dst_id=destination, handle=mitogen.core.LOAD_RESOURCE
-    )
