@@ -150,8 +150,13 @@ def forget_ended(router=None):  # type: (Any) -> None
 
 def reset_after_fork() -> None:
     """Do in a forked child what mitogen does in its own: the descriptors are the parent's."""
+    # Mitogen logs it, and another thread may have held the lock of a log's file: then the child,
+    # which may be one that is to become ssh, would wait for ever.
+    before = logging.root.manager.disable
+    logging.disable()
     mitogen.core.Latch._on_fork()
     mitogen.core.Side._on_fork()
+    logging.disable(before)
 
 
 def call_at_exit(function: Callable[[], object]) -> None:

@@ -6,6 +6,7 @@ Each fault is caused for real.
 import collections.abc
 import concurrent.futures
 import contextlib
+import logging
 import multiprocessing
 import os
 import pathlib
@@ -386,6 +387,30 @@ def in_a_child(work: collections.abc.Callable[[], int]) -> int:
             child.kill()
             child.join()
     return found
+
+
+def test_a_forked_child_writes_to_no_log_before_it_runs(proxy: Proxy) -> None:
+    # Another thread may hold the lock of the log's file when the process forks.
+    parent = os.getpid()
+
+    class FailsInAChild(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if os.getpid() != parent:
+                os._exit(7)
+
+    handler, logger = FailsInAChild(), logging.getLogger("mitogen")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        child = os.fork()
+        if not child:
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+    assert logging.root.manager.disable == logging.NOTSET
 
 
 def test_many_threads_on_a_dead_host_share_one_attempt_to_reconnect(
