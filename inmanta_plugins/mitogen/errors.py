@@ -1,6 +1,6 @@
 """Every exception of the module.
 
-Catch by cause: :class:`ContextError` for a context that is written down wrongly,
+Catch by cause: :class:`ContextError` for a context that is invalid,
 :class:`ConnectError` and :class:`PythonNotFoundError` for a host that can't be reached or has no
 Python where it was looked for, :class:`RemoteException` for a call that failed on the host or on
 the way to it.
@@ -226,6 +226,6 @@ class CallTimeoutError(RemoteException, TimeoutError):
     """
     A remote call took longer than the ``call_timeout`` of its proxy.
 
-    Whether the function ran, or still runs, is not known: its interpreter has been given up. The
+    Whether the function ran, or still runs, is not known: its interpreter is terminated. The
     next call gets a new one.
     """

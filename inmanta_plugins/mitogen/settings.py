@@ -61,6 +61,9 @@ LOGGED_DEPTH: Final = 60
 of Python and PostgreSQL."""
 MOST_ATTEMPTS: Final = 6
 """How often a connection is tried that the server ends at once: it has too many at the moment."""
+NEAR_WINDOW: Final = 2
+"""The most chunks on the way to a near host. It need not be more there; and sshd (9.2) takes in all
+that there is before it passes anything on, in a buffer whose growth to 2 MiB takes 50 ms."""
 PROBED: Final = 16
 """How many interpreters are tried to find those of a host."""
 PROBED_SILENT: Final = 2
@@ -116,6 +119,8 @@ UNPRICED_ANSWER: Final = 64 << 10
 
 # Timeouts, in seconds
 
+NEAR_SECONDS: Final = 0.025
+"""A host that begins a transfer within that time is near."""
 SECONDS_BETWEEN_CHECKS: Final = 5.0
 """How often a call without a deadline checks that its connection is still there."""
 PREFETCHED_SECONDS: Final = 1.0

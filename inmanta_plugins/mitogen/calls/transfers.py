@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Self
 
 import inmanta_mitogen.chunks as host
-from inmanta_mitogen.dispatch import KEPT, RAW
+from inmanta_mitogen.dispatch import KEPT, PACK, RAW, WHOLE
 from inmanta_plugins.mitogen import settings
 from inmanta_plugins.mitogen.calls import request
 from inmanta_plugins.mitogen.calls.call import Call
@@ -21,12 +21,8 @@ from inmanta_plugins.mitogen.errors import NotDeliveredError, RemoteException
 if TYPE_CHECKING:
     from inmanta_mitogen.staged import StagedWrite
 
-WINDOW = 4
-"""The most chunks on the way."""
-# To a host that answers within that many seconds. It need not be more there; and sshd (9.2) takes
-# in all that there is before it passes anything on, in a buffer whose growth to 2 MiB takes 50 ms.
-_NEAR_WINDOW = 2
-NEAR = 0.025
+WINDOW = WHOLE // PACK
+"""The most chunks on the way: no more than a host may send in one message."""
 
 Progress = Callable[[int, int], object]
 
@@ -134,7 +130,8 @@ def upload(
         begun = time.monotonic()
         transfer.ask(host.receive, path, size, in_place)
         transfer.result()
-        window = _NEAR_WINDOW if time.monotonic() - begun < NEAR else WINDOW
+        is_near = time.monotonic() - begun < settings.NEAR_SECONDS
+        window = settings.NEAR_WINDOW if is_near else WINDOW
         for chunk in chunks:
             sent += len(chunk)
             if sent > size:

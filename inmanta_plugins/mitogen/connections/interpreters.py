@@ -152,7 +152,8 @@ def parse_report(text: str) -> Report | None:
             case ["searched", searched]:
                 # Those that the script passes over are not among them.
                 absolute = (each for each in searched.split(":") if each.startswith("/"))
-                places = tuple(dict.fromkeys(each for each in absolute if "/shims" not in each))
+                shims = ("/shims", "/shims/")
+                places = tuple(dict.fromkeys(each for each in absolute if not each.endswith(shims)))
     if requested is None:
         return None
     newest_first = sorted(found.values(), key=lambda each: each.version_info, reverse=True)
