@@ -62,6 +62,7 @@ class Container:
         self.root_password = root_password
         self.podman_path = str(directory / "podman")
         self._directory = directory
+        self._monitors: list[int] = []
         self._write_podman()
         self._write_root(root_hash)
 
@@ -116,19 +117,25 @@ class Container:
             *("run", "--detach", "--name", self.name, "--network=host", *limits, *mounts),
             *("--rootfs", str(self.root), "sleep", "infinity"),
         )
+        self._monitors = [self._state("ConmonPid")]
+
+    def _state(self, field: str) -> int:
+        return int(self.podman("inspect", f"--format={{{{.State.{field}}}}}", self.name))
 
     @property
     def leader(self) -> int:
         """
         The process id, on this machine, of the container's first process.
         """
-        return int(self.podman("inspect", "--format={{.State.Pid}}", self.name))
+        return self._state("Pid")
 
     def remove(self) -> None:
         """
         Stops the container, if it was started, and forgets it.
         """
         self.podman("rm", "--force", "--ignore", "--time=0", self.name)
+        # The monitor has podman clean up once more, which makes files where the container was.
+        support.wait_until(lambda: all(map(support.is_gone, self._monitors)), "podman has ended")
 
 
 def in_podman(container: Container, python_path: list[str], user: str = "root") -> support.Context:
