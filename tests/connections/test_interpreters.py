@@ -189,7 +189,7 @@ def test_the_report_says_what_is_at_the_requested_path(
     # The interpreter of the tests may be in root's home.
     runs = status in (Status.USABLE, Status.TOO_OLD)
     before = [] if runs else [*AS_NOBODY, "env", "PATH=/usr/local/bin:/usr/bin:/bin"]
-    requested = ask(router, here, *before).requested
+    requested = ask(router, here, *before)
 
     found = (requested.status, requested.name, requested.exit_status)
     assert found == (status, name.replace("HERE", str(there)), exit_status), requested
@@ -205,7 +205,7 @@ def test_a_name_is_looked_up_on_the_whole_path(router: Router, there: pathlib.Pa
         ("dangling", Status.MISSING),
         ("exits3", Status.FAILED),
     ]:
-        assert ask(router, [name], "env", path).requested.status is status, name
+        assert ask(router, [name], "env", path).status is status, name
 
 
 @support.requires("setpriv")
@@ -215,24 +215,21 @@ def test_a_directory_on_the_path_that_is_closed_to_the_user_makes_no_name_denied
     path = f"PATH={there}/private:{os.environ['PATH']}"
     for python_path in ["python9"], ["/usr/bin/env", "python9"], ["nice", "python9"]:
         report = ask(router, python_path, *AS_NOBODY, "env", path)
-        assert (report.requested.status, report.requested.name) == (Status.MISSING, "python9")
+        assert (report.status, report.name) == (Status.MISSING, "python9")
 
 
 def test_the_output_of_a_failing_interpreter_comes_back_as_it_was(
     router: Router, there: pathlib.Path
 ) -> None:
-    output = ask(router, [str(there / "exits3")]).requested.output
+    output = ask(router, [str(there / "exits3")]).output
     assert output == "user@host: Permission denied, password:"
     # Bytes that are no UTF-8 would end mitogen's broker thread.
-    assert (
-        ask(router, [str(there / "latin1")]).requested.output
-        == "introuvable \N{REPLACEMENT CHARACTER}"
-    )
+    assert ask(router, [str(there / "latin1")]).output == "introuvable \N{REPLACEMENT CHARACTER}"
 
 
 def test_a_long_output_comes_back_from_its_end(router: Router) -> None:
     command = ["/bin/sh", "-c", "seq 10000; echo the end; exit 7"]
-    requested = ask(router, command).requested
+    requested = ask(router, command)
     assert requested.exit_status == 7
     assert requested.output.endswith("9999\n10000\nthe end")
     assert 1000 < len(requested.output) < 2000
@@ -249,7 +246,7 @@ def little_patience(monkeypatch: pytest.MonkeyPatch) -> collections.abc.Iterator
 
 @pytest.mark.usefixtures("little_patience")
 def test_a_silent_interpreter_is_given_up(router: Router, there: pathlib.Path) -> None:
-    requested = ask(router, [str(there / "silent")]).requested
+    requested = ask(router, [str(there / "silent")])
     assert requested.status is Status.FAILED
     assert "no answer" in requested.output
 
@@ -279,7 +276,7 @@ def test_any_shell_can_report(router: Router, there: pathlib.Path, shell: str) -
         ("café à deux/exits3", Status.FAILED),
     ]:
         report = ask(router, [str(there / name)], shell=shell)
-        assert (report.requested.status, report.requested.name) == (status, str(there / name))
+        assert (report.status, report.name) == (status, str(there / name))
         # The interpreter that runs this is one of those in the usual places, or on PATH.
         assert report.found or status is Status.USABLE
 
@@ -298,7 +295,7 @@ def test_options_that_a_shell_takes_from_its_environment_do_no_harm(
 ) -> None:
     options = "SHELLOPTS=braceexpand:errexit:noclobber:noglob:nounset:verbose:xtrace"
     report = ask(router, ["python9"], "env", "-u", "HOME", options, shell=shell)
-    assert report.requested.status is Status.MISSING
+    assert report.status is Status.MISSING
     assert report.found
 
 
@@ -315,8 +312,8 @@ NOISE = [
 @pytest.mark.parametrize("noise", NOISE)
 def test_noise_does_not_hide_the_report(router: Router, noise: str) -> None:
     report = ask(router, ["python9"], "/bin/sh", "-c", f'{noise}; exec "$@"', "sh")
-    assert report.is_missing
-    assert report.requested.name == "python9"
+    assert report.status is Status.MISSING
+    assert report.name == "python9"
     assert report.found
 
 
@@ -554,8 +551,8 @@ def test_the_search_leaves_no_trace_in_the_environment(host: Host) -> None:
 def test_a_host_without_an_interpreter_says_where_it_looked(host: Host) -> None:
     host.path = f"/opt/tools/bin:{host.path}"
     report = host.report()
-    assert report.is_missing
-    assert report.requested.name == "auto"
+    assert report.status is Status.MISSING
+    assert report.name == "auto"
     assert (report.found, report.broken) == ((), ())
     assert report.places[:3] == ("/opt/tools/bin", "/usr/bin", "/bin")
     assert {"/usr/libexec", "/opt/rh/*/root/usr/bin"} < {*report.places}
@@ -568,7 +565,7 @@ def test_a_host_with_old_and_broken_interpreters_only_says_so(host: Host) -> Non
     host.put("/opt/a/bin/python3", "3.5.2")
     script(host.at("/opt/b/bin/python3.9"), "exit 1")
     report = host.report()
-    assert report.is_missing
+    assert report.status is Status.MISSING
     assert report.found == (Interpreter("/opt/a/bin/python3", "3.5.2"),)
     assert report.broken == ("/opt/b/bin/python3.9",)
     text = interpreters.describe_found(report)
@@ -601,7 +598,7 @@ def test_the_interpreters_that_are_there_are_named_newest_first_and_once(host: H
 def test_interpreters_without_end_are_not_all_tried(host: Host) -> None:
     for number in range(40):
         script(host.at(f"/opt/{number:02}/bin/python3.9"), f"echo x >>{host.root}/tried; exit 1")
-    assert host.report().is_missing
+    assert host.report().status is Status.MISSING
     assert len((host.root / "tried").read_text().split()) == 16
 
 

@@ -26,38 +26,37 @@ class PendingCalls:
         Return what a call will come to. It can't be cancelled: the host may run it already.
 
         :param finish: Waits for the answer to the call that was sent, and makes its result.
+        :raises RuntimeError: There can be no more threads.
         """
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
         with self._lock:
+            if not self._pending:
+                # A daemon: with the process the connections end, and so the calls.
+                name = "inmanta-mitogen-calls"
+                threading.Thread(target=self._finish_all, name=name, daemon=True).start()
             self._pending.append((future, finish))
-            if len(self._pending) > 1:
-                return future
-            # A daemon: with the process the connections end, and so the calls.
-            thread = threading.Thread(
-                target=self._finish_all, name="inmanta-mitogen-calls", daemon=True
-            )
-            try:
-                thread.start()
-            except RuntimeError as error:
-                self._pending.clear()
-                future.set_exception(error)
         return future
 
     def _finish_all(self) -> None:
-        left = True
-        while left:
-            future, finish = self._pending[0]
-            result, error = None, None
+        more = True
+        while more:
+            with self._lock:
+                future, finish = self._pending[0]
             try:
-                result = finish()
-            except BaseException as raised:
-                error = raised
-            try:
-                future.set_exception(error) if error else future.set_result(result)
+                _finish(future, finish)
             except BaseException:
                 # A callback that calls sys.exit() must not end the thread of all other calls.
                 LOGGER.exception("A callback of a submitted call raised an exception")
             with self._lock:
                 self._pending.popleft()
-                left = bool(self._pending)
+                more = bool(self._pending)
+
+
+def _finish(future: Future[Any], finish: Callable[[], object]) -> None:
+    try:
+        result = finish()
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)

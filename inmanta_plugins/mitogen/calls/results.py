@@ -9,7 +9,7 @@ from inmanta_plugins.mitogen.calls.request import function_name
 from inmanta_plugins.mitogen.connections.connection import Answer, Function
 from inmanta_plugins.mitogen.errors import NotDeliveredError, RemoteException
 from inmanta_plugins.mitogen.hosts.answers import UnreadableError, read_answer
-from inmanta_plugins.mitogen.hosts.served import advice_for
+from inmanta_plugins.mitogen.hosts.modules import PLUGINS
 from inmanta_plugins.mitogen.texts import bounded_text
 
 # A frame of mitogen, which hosts get on their standard input, or of this module, in a traceback.
@@ -69,15 +69,35 @@ def _failed(function: Function, error: mitogen.core.CallError) -> RemoteExceptio
 
 
 def _advice(function: Function, text: str) -> str:
-    """Return what to do about a remote exception; empty where its text says it."""
-    advice = advice_for(function, text)
-    if advice is None and text.startswith("builtins.SyntaxError: "):
+    """Return what to do about a function that the host can't import; empty for other failures."""
+    move = "Move the function to a file that imports only what hosts have or get."
+    if text.startswith("builtins.SyntaxError: "):
         return (
             "The Python on the host does not know a syntax in the file of"
             f" {function_name(function)}, or in one that it imports: write that for this Python, or"
             " set python_path to a newer one."
         )
-    return advice or ""
+    if re.search(r"(unable to serve|No module named) '(inmanta|inmanta\.[\w.]+)'", text):
+        return (
+            "Its file, or one that this imports, imports inmanta, which the host's Python does not"
+            f" have. {move} Or set python_path to a Python that has inmanta."
+        )
+    if missing := re.search(r"unable to serve '([\w.]{1,200})'", text):
+        return (
+            f"The host's Python does not have the module {missing[1]}, and the agent does not send"
+            " it: it is compiled, not installed on the agent, or imported by a computed name."
+            " Install it on the host, or name it in inmanta_plugins.mitogen.allow_modules."
+        )
+    if f"has no attribute '{function.__qualname__.split('.')[0]}'" not in text:
+        return ""
+    if function.__module__ == "__main__":
+        return f"Hosts don't get the program that was started, which defines it. {move}"
+    if function.__module__.split(".")[0] == PLUGINS:
+        return (
+            f"The __init__.py of {function.__module__} is empty on hosts whose Python does not have"
+            f" inmanta. {move}"
+        )
+    return ""
 
 
 def _unanswered(function: Function, data: bytes) -> RemoteException:

@@ -277,25 +277,25 @@ def too_old(hop: Mapping[str, object], program: str, version: str, found: str = 
 def _from_report(
     hop: Mapping[str, object], report: interpreters.Report
 ) -> ConnectError | PythonNotFoundError | None:
-    requested = report.requested
     found = interpreters.describe_found(report)
-    program = requested.name or first_of_python_path(hop)
-    if report.is_missing:
+    program = report.name or first_of_python_path(hop)
+    status = report.status
+    if status is interpreters.Status.MISSING:
         return PythonNotFoundError(hop, found=found, missing=program)
-    if requested.status is interpreters.Status.TOO_OLD:
-        return too_old(hop, program, str(requested.version), found)
-    if requested.status is interpreters.Status.PERMISSION_DENIED:
+    if status is interpreters.Status.TOO_OLD:
+        return too_old(hop, program, report.version, found)
+    if status is interpreters.Status.PERMISSION_DENIED:
         detail = f"the user may not execute {program}; {found}"
         return ConnectError(hop, Cause.PYTHON_DENIED, detail)
-    if requested.exit_status == 126 and hop["method_name"] == "sudo" and not report.found:
+    if status is interpreters.Status.USABLE:
+        return None
+    if report.exit_status == 126 and hop["method_name"] == "sudo" and not report.found:
         detail = "sudo lets what it starts start no other programs (NOEXEC in sudoers)"
         return ConnectError(hop, Cause.NOT_ALLOWED, detail)
-    if requested.status is interpreters.Status.FAILED:
-        output = _shown(requested.output.splitlines())
-        said = f" ({output})" if output else ""
-        detail = f"{program} ended with status {requested.exit_status}{said}; {found}"
-        return ConnectError(hop, Cause.PYTHON_FAILED, detail)
-    return None
+    output = _shown(report.output.splitlines())
+    said = f" ({output})" if output else ""
+    detail = f"{program} ended with status {report.exit_status}{said}; {found}"
+    return ConnectError(hop, Cause.PYTHON_FAILED, detail)
 
 
 def unprepared(hop: Mapping[str, object], failure: Exception) -> ConnectError:

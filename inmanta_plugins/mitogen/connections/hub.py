@@ -13,7 +13,6 @@ import os
 import threading
 import weakref
 from collections.abc import Mapping
-from concurrent.futures import Future
 from typing import Any
 
 import mitogen.master
@@ -64,28 +63,24 @@ def build_context(
     return link.context
 
 
-class _ConnectorInterrupted(Exception):  # noqa: N818  # tells what happened, and is no error
-    """The thread that connected a hop was interrupted: others who need it connect it themselves."""
-
-
 class _SharedHop:
-    """A hop, how many use it, and the hop before it."""
+    """
+    A hop that several connections may go through. Its first user connects it, or fails to for all.
+
+    :attr users: How many use it.
+    :attr via: The hop before it.
+    """
 
     def __init__(self) -> None:
         self.users = 0
         self.via: _SharedHop | None = None
-        self.link: Future[Link] = Future()
-
-    @staticmethod
-    def link_of(hop: "_SharedHop | None") -> Link | None:
-        """The link of a hop that is connected; None for none."""
-        return None if hop is None else hop.link.result()
+        self.connecting = threading.Lock()
+        self.link: Link | None = None
+        self.failure: Exception | None = None
 
     @property
     def lost(self) -> bool:
-        if not self.link.done():
-            return False
-        return self.link.exception() is not None or not self.link.result().alive
+        return self.failure is not None or (self.link is not None and not self.link.alive)
 
 
 class Hub:
@@ -113,7 +108,7 @@ class Hub:
         link: Link | None = None
         try:
             via = self._acquire(hop.get("via"), router)
-            link = Link(hop, via=_SharedHop.link_of(via), router=router)
+            link = Link(hop, via=via.link if via else None, router=router)
             link.prepare(hop)
             return Connection(link, functools.partial(self.leave, via))
         except BaseException:
@@ -153,30 +148,30 @@ class Hub:
         key = context_hash(serialized)
         with self._lock:
             hop = self._hops.get(key)
-            first = hop is None or hop.lost
-            if hop is None or first:
+            if hop is None or hop.lost:
                 hop = self._hops[key] = _SharedHop()
             hop.users += 1
-        if first:
-            try:
-                hop.via = self._acquire(serialized.get("via"), router)
-                before = _SharedHop.link_of(hop.via)
-                hop.link.set_result(Link(serialized, via=before, router=router))
-            except Exception as error:
-                hop.link.set_exception(error)
-            except BaseException:
-                hop.link.set_exception(_ConnectorInterrupted())
-                self._release(hop)
-                raise
         try:
-            hop.link.result()
-        except _ConnectorInterrupted:
-            self._release(hop)
-            return self._acquire(serialized, router)
+            with hop.connecting:
+                self._connect(hop, serialized, router)
         except BaseException:
             self._release(hop)
             raise
         return hop
+
+    def _connect(
+        self, hop: _SharedHop, serialized: Serialized, router: mitogen.master.Router
+    ) -> None:
+        if hop.failure is not None:
+            raise hop.failure
+        try:
+            hop.via = hop.via or self._acquire(serialized.get("via"), router)
+            hop.link = hop.link or Link(
+                serialized, via=hop.via.link if hop.via else None, router=router
+            )
+        except Exception as error:  # an interrupted thread leaves the hop to the next one
+            hop.failure = error
+            raise
 
     def _release(self, hop: _SharedHop | None) -> None:
         while hop is not None:
@@ -186,8 +181,8 @@ class Hub:
                     return
                 for key in [key for key, other in self._hops.items() if other is hop]:
                     del self._hops[key]
-            if not hop.lost:
-                hop.link.result().end(settings.HOP_LEAVE_TIMEOUT)
+            if hop.link is not None and hop.link.alive:
+                hop.link.end(settings.HOP_LEAVE_TIMEOUT)
             hop = hop.via
 
     def end(self) -> None:

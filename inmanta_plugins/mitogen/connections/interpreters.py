@@ -24,38 +24,17 @@ MINIMUM = (3, 6)
 
 
 class Status(enum.Enum):
-    """What became of a requested interpreter, with the word that the scripts have for it."""
+    """What became of a requested interpreter, by the word that the scripts have for it."""
 
-    USABLE = "python"
+    USABLE = "usable"
     #: Nothing is there, or nothing that anybody could execute.
     MISSING = "missing"
     #: The user may not execute it, though others may, or may not search the directory it is in.
     PERMISSION_DENIED = "denied"
     #: It runs, and is older than :data:`MINIMUM`.
-    TOO_OLD = "too old"
+    TOO_OLD = "old"
     #: It starts, and ends without having run any code; also when it does not answer.
     FAILED = "failed"
-
-
-@dataclasses.dataclass(frozen=True)
-class Requested:
-    """
-    What a host said about the interpreter it was asked for.
-
-    :attr status: Whether it can be used, and if not, why.
-    :attr name: The interpreter, which is not always the first element of the ``python_path``:
-        ``python9`` of ``["/usr/bin/env", "python9"]``. ``auto`` after a search without success.
-    :attr version: Its version, as in ``"3.11.2"``; None unless the status is USABLE or TOO_OLD.
-    :attr exit_status: What it ended with, as a shell counts (128 and more for a signal); None
-        where it was not started.
-    :attr output: The end of what it printed, when it failed; else empty.
-    """
-
-    status: Status
-    name: str
-    version: str | None = None
-    exit_status: int | None = None
-    output: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +52,7 @@ class Interpreter:
     @property
     def version_info(self) -> tuple[int, ...]:
         """The version as numbers."""
-        return _numbers(self.version)
+        return tuple(map(int, self.version.split(".")))
 
     def __str__(self) -> str:
         return f"{self.path} ({self.version})"
@@ -84,7 +63,13 @@ class Report:
     """
     What a host said about its interpreters.
 
-    :attr requested: The one that it was asked for.
+    :attr status: Whether the one that it was asked for can be used, and if not, why.
+    :attr exit_status: What that ended with, as a shell counts (128 and more for a signal); None
+        where it was not started.
+    :attr version: Its version, as in ``"3.11.2"``; empty when it did not tell.
+    :attr name: Its name, which is not always the first element of the ``python_path``:
+        ``python9`` of ``["/usr/bin/env", "python9"]``. ``auto`` after a search without success.
+    :attr output: The end of what it printed, when it failed; else empty.
     :attr found: All that run, newest first; each once, whatever number of names it has. Empty when
         the requested one is usable: then no other was looked for.
     :attr broken: The paths of those that were found and do not run.
@@ -92,15 +77,14 @@ class Report:
         first. Empty when none was.
     """
 
-    requested: Requested
+    status: Status
+    exit_status: int | None
+    version: str
+    name: str
+    output: str
     found: tuple[Interpreter, ...] = ()
     broken: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
-
-    @property
-    def is_missing(self) -> bool:
-        """Whether there is no such interpreter, rather than one that can't be used."""
-        return self.requested.status is Status.MISSING
 
 
 def probe_command(python_path: Sequence[str]) -> list[str]:
@@ -137,14 +121,15 @@ def parse_report(text: str) -> Report | None:
     :return: What the host reported, None where no report is in the text: then the command of
         :func:`probe_command` or :func:`auto_command` was not run, or found an interpreter.
     """
-    requested: Requested | None = None
+    requested: tuple[Status, int | None, str, str, str] | None = None
     found: dict[str, Interpreter] = {}
     broken: list[str] = []
-    places: tuple[str, ...] = ()
+    places: dict[str, None] = {}
     for line in _LINE.finditer(text):
         match [_decode(field) for field in line["fields"].split()]:
-            case ["requested", kind, exit_status, version, name, output]:
-                requested = _requested(kind, exit_status, version, name, output) or requested
+            case ["requested", word, status, version, name, output] if word in _STATUSES:
+                exit_status = int(status) if status.isdecimal() else None
+                requested = (Status(word), exit_status, version, name, output.strip())
             case ["found", version, path] if _VERSION.fullmatch(version):
                 found[path] = Interpreter(path, version)
             case ["broken", _, path]:
@@ -152,12 +137,11 @@ def parse_report(text: str) -> Report | None:
             case ["searched", searched]:
                 # Those that the script passes over are not among them.
                 absolute = (each for each in searched.split(":") if each.startswith("/"))
-                shims = ("/shims", "/shims/")
-                places = tuple(dict.fromkeys(each for each in absolute if not each.endswith(shims)))
+                places = dict.fromkeys(each for each in absolute if not each.endswith(_SHIMS))
     if requested is None:
         return None
     newest_first = sorted(found.values(), key=lambda each: each.version_info, reverse=True)
-    return Report(requested, tuple(newest_first), tuple(broken), places)
+    return Report(*requested, tuple(newest_first), tuple(broken), tuple(places))
 
 
 def describe_found(report: Report) -> str:
@@ -172,8 +156,8 @@ def describe_found(report: Report) -> str:
         parts.append(f"found on that host: {_listed(usable)}")
     elif report.places:
         parts.append(
-            f"no Python {_dotted(MINIMUM)} or newer was found on that host; looked for python3,"
-            f" python3.N, python and platform-python in {_listed(report.places)}"
+            f"no Python {'.'.join(map(str, MINIMUM))} or newer was found on that host; looked for"
+            f" python3, python3.N, python and platform-python in {_listed(report.places)}"
         )
     if too_old := [each for each in report.found if each not in usable]:
         parts.append(f"too old: {_listed(too_old)}")
@@ -182,40 +166,12 @@ def describe_found(report: Report) -> str:
     return "; ".join(parts)
 
 
-def _requested(
-    kind: str, exit_status: str, version: str, name: str, output: str
-) -> Requested | None:
-    ended_with = int(exit_status) if exit_status.isdecimal() else None
-    if kind not in ("python", "missing", "denied", "failed"):
-        return None
-    status, output = Status(kind), output.strip()
-    if status is Status.USABLE:
-        if not _VERSION.fullmatch(version):
-            return None
-        if _numbers(version) < MINIMUM:
-            status = Status.TOO_OLD
-        return Requested(status, name, version=version, exit_status=ended_with)
-    if status is Status.FAILED and ended_with in _GIVEN_UP:
-        told = f"no answer within {settings.PROBE_SECONDS} seconds, or killed"
-        output = f"{told}\n{output}".strip()
-    return Requested(status, name, exit_status=ended_with, output=output)
-
-
 def _listed(things: Sequence[object]) -> str:
     return ", ".join(map(str, things))
 
 
-def _dotted(version: tuple[int, ...]) -> str:
-    return ".".join(map(str, version))
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in version.split("."))
-
-
-# What timeout ends with, or what was killed by it, with TERM or with KILL.
-_GIVEN_UP = (124, 137, 143)
-
+_STATUSES = {status.value for status in Status}
+_SHIMS = ("/shims", "/shims/")
 _VERSION = re.compile(r"\d{1,4}(\.\d{1,4}){2}")
 
 # The report's own characters only: the script, should something show it, has none of these lines.

@@ -5,6 +5,7 @@ import functools
 import os
 import random
 import select
+import sys
 import threading
 import time
 import types
@@ -21,6 +22,7 @@ from inmanta_mitogen.names import native
 from inmanta_plugins.mitogen import _mitogen, settings
 from inmanta_plugins.mitogen.connections.programs import (
     mitogen_options,
+    python_argv,
     shown_command,
 )
 from inmanta_plugins.mitogen.errors import ConnectError, HopLost, first_of_python_path
@@ -152,12 +154,13 @@ class Link:
         def probe() -> str:
             from inmanta_plugins.mitogen.connections import interpreters
 
-            requested = self._python_argv(method, options)
-            if requested:
-                try:
+            # Which Python a hop runs itself, the default of some methods, is not known here.
+            requested = python_argv(hop, "" if self.via else sys.executable)
+            try:
+                if all(requested):
                     start(python_path=interpreters.probe_command(requested))
-                except (mitogen.core.Error, OSError) as report:
-                    return str(report)
+            except (mitogen.core.Error, OSError) as report:
+                return str(report)
             return ""
 
         # From None: the diagnosis holds what came back, and mitogen's own text is a stream dump.
@@ -165,15 +168,6 @@ class Link:
 
     def _seconds_left(self) -> float:
         return max(settings.LEAST_TIMEOUT, self._deadline - time.monotonic())
-
-    def _python_argv(self, method: str, options: Mapping[str, object]) -> list[str]:
-        """What mitogen starts for the interpreter; empty where only the hop before knows that."""
-        argv = options.get("python_path")
-        if not argv:
-            argv = mitogen.parent.get_connection_class(method).options_class.python_path
-            if self.via is not None and argv == mitogen.parent.Options.python_path:
-                return []
-        return list(argv) if isinstance(argv, list | tuple) else [str(argv)]
 
     def _start(self, method: str, options: dict[str, object]) -> mitogen.parent.Context:
         if self.via is None:

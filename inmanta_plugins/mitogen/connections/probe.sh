@@ -94,11 +94,16 @@ judge() {
     output=$(limited "$@" -c "$PYTHON_CODE" 2>&1)
     ended=$?
     if read_answer; then
-        state=python output=''
+        state=usable output=''
+        [ "$rank" -gt 0 ] || state=old
         return
     fi
     state=failed
     seen=$file
+    case $ended in
+    124 | 137 | 143) output="$output
+no answer within $PATIENCE seconds, or killed" ;;
+    esac
     case $ended in 126 | 127) ;; *) return ;; esac
     case ${1##*/} in
     *python* | *pypy*) ;;

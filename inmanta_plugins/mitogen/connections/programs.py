@@ -44,6 +44,21 @@ def mitogen_options(hop: Mapping[str, object]) -> dict[str, Any]:
     return options
 
 
+def python_argv(hop: Mapping[str, Any], python: str) -> list[str]:
+    """
+    Return what mitogen starts as the interpreter of a hop.
+
+    :param hop: A serialized context.
+    :param python: The interpreter that the hop is connected from, which is the default of some
+        methods.
+    """
+    default = mitogen.parent.get_connection_class(hop["method_name"]).options_class.python_path
+    if default == mitogen.parent.Options.python_path:
+        default = python
+    given = hop.get("python_path") or default
+    return list(given) if isinstance(given, list | tuple) else [str(given)]
+
+
 class _Bare(mitogen.parent.Connection):  # type: ignore[misc]  # mitogen is not typed
     """The last ancestor of a connection: a short command in the place of mitogen's program."""
 
@@ -62,11 +77,8 @@ def shown_command(hop: Mapping[str, Any], python: str = sys.executable) -> str:
     :param python: The interpreter that the hop is connected from, which is the default of some
         methods.
     """
-    default = mitogen.parent.get_connection_class(hop["method_name"]).options_class.python_path
-    if default == mitogen.parent.Options.python_path:
-        default = python
-    given = "python3" if is_auto(hop.get("python_path")) else hop.get("python_path") or default
-    argv = [*(given if isinstance(given, list | tuple) else [str(given)]), "-V"]
+    argv = ["python3"] if is_auto(hop.get("python_path")) else python_argv(hop, python)
+    argv.append("-V")
     try:
         for each in reversed(hops_of(hop)):
             argv = _starting(each, argv)

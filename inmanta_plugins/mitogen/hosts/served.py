@@ -8,7 +8,6 @@ was called on it, what the modules that it got import, and mitogen. Anything els
 import functools
 import logging
 import pickle
-import re
 import sys
 import threading
 import zlib
@@ -64,39 +63,6 @@ def allow_modules(*names: str) -> None:
         are named one by one.
     """
     _explicit.update(part for name in names for part in lineage(name))
-
-
-def advice_for(function: Callable[..., object], error_text: str) -> str | None:
-    """
-    Return what to do about a function that failed since the host lacks a module.
-
-    :param function: The function that was called.
-    :param error_text: The text of the exception that came back.
-    :return: A sentence or two; None for an exception of another cause.
-    """
-    move = "Move the function to a file that imports only what hosts have or get."
-    if re.search(r"(unable to serve|No module named) '(inmanta|inmanta\.[\w.]+)'", error_text):
-        return (
-            "Its file, or one that this imports, imports inmanta, which the host's Python does not"
-            f" have. {move} Or set python_path to a Python that has inmanta."
-        )
-    missing = re.search(r"unable to serve '([\w.]{1,200})'", error_text)
-    if missing:
-        return (
-            f"The host's Python does not have the module {missing[1]}, and the agent does not send"
-            " it: it is compiled, not installed on the agent, or imported by a computed name."
-            " Install it on the host, or name it in inmanta_plugins.mitogen.allow_modules."
-        )
-    if f"has no attribute '{function.__qualname__.split('.')[0]}'" not in error_text:
-        return None
-    if function.__module__ == "__main__":
-        return f"Hosts don't get the program that was started, which defines it. {move}"
-    if function.__module__.split(".")[0] == modules.PLUGINS:
-        return (
-            f"The __init__.py of {function.__module__} is empty on hosts whose Python does not have"
-            f" inmanta. {move}"
-        )
-    return None
 
 
 class Served:
