@@ -152,7 +152,7 @@ class Target:
         context = {"method_name": "local", "name": "real", "python_path": [sys.executable]}
         self.real = Proxy(dict(context), call_timeout=60)
         self.real.connect()
-        router = connect.hub()._router
+        router = connect.HUB._router
         assert isinstance(router, AgentRouter)
         self.router = router
 

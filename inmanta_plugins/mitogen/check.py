@@ -13,7 +13,7 @@ from typing import Any
 
 import inmanta_mitogen.facts
 import mitogen.core
-from inmanta_plugins.mitogen.connections.hub import hub
+from inmanta_plugins.mitogen.connections.hub import HUB
 from inmanta_plugins.mitogen.connections.link import Link, value_of
 from inmanta_plugins.mitogen.connections.programs import shown_command
 from inmanta_plugins.mitogen.errors import (
@@ -56,7 +56,7 @@ def check_hops(
     hops = hops_of(serialized_context)
     python = sys.executable
     link: Link | None = None
-    router = hub().enter()
+    router = HUB.enter()
     try:
         for hop in hops:
             yield "hop", describe_hop(hop), {"hop": describe_hop(hop)}
@@ -79,7 +79,7 @@ def check_hops(
                 yield from _explain((link and link.failure) or error, seconds)
                 return
     finally:
-        hub().leave(None)
+        HUB.leave(None)
 
 
 def _show(facts: Report) -> Iterator[Finding]:

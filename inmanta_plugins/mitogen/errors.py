@@ -24,13 +24,7 @@ from inmanta_plugins.mitogen.texts import (
     user_of,
 )
 
-README_NOTE = (
-    "The README of the mitogen module, section 'Python on the host', tells how to choose the"
-    " interpreter: the python_path of the mitogen::Context, or the python_cmd of the std::OS of a"
-    " std::Host that has no context of its own."
-)
-
-
+README_NOTE = "See the README of the mitogen module, section 'Python on the host'."
 SET_PYTHON_PATH = (
     "Set the python_path of the context, or the python_cmd of the host's std::OS, to an interpreter"
     " that is there, or to 'auto' for the best one that can be found."

@@ -21,7 +21,7 @@ from inmanta_plugins.mitogen.calls.call import Call
 from inmanta_plugins.mitogen.calls.in_flight import PendingCalls
 from inmanta_plugins.mitogen.calls.log import truncate_logged_value
 from inmanta_plugins.mitogen.connections.connection import Answer, Connection
-from inmanta_plugins.mitogen.connections.hub import hub, watch_forks
+from inmanta_plugins.mitogen.connections.hub import HUB, watch_forks
 from inmanta_plugins.mitogen.errors import (
     ConnectError,
     NotDeliveredError,
@@ -152,7 +152,7 @@ class Proxy:
                     )
                 return self._connection.link.context
             self.logger.debug("Connecting to %(context_name)s", context_name=self._name)
-            self._connection = hub().open(self.serialized_context)
+            self._connection = HUB.open(self.serialized_context)
             return self._connection.link.context
 
     def disconnect(self, *, timeout: float = 10.0, best_effort: bool = False) -> None:
@@ -215,7 +215,7 @@ class Proxy:
                 context_name=self._name,
             )
             try:
-                self._connection = hub().open(self.serialized_context)
+                self._connection = HUB.open(self.serialized_context)
             except (ConnectError, PythonNotFoundError) as error:
                 self._not_revived = (time.monotonic(), error)
                 raise RemoteException(error) from error
@@ -270,13 +270,13 @@ class Proxy:
         self._prefetcher.ask(function, None)
         try:
             self._send(call, None)
+            return self._pending.add(lambda: self._carry_out(call, self._await))
         except Exception as error:
             failed: Future[T] = Future()
             failed.set_exception(error)
             if isinstance(error, RemoteException):
                 self._log(call, exception=error)
             return failed
-        return self._pending.add(lambda: self._carry_out(call, self._await))
 
     def _await(self, call: Call) -> object:
         """Wait for the result of a submitted call; when it never left, it is sent anew."""
@@ -305,7 +305,9 @@ class Proxy:
 
     def _ask(self, call: Call) -> object:
         path = None
-        if self._prefetcher.active and self._may_prefetch():
+        # Only where calls go to the host and nowhere else, as far as this class knows.
+        overridden = type(self).remote_call is not _REMOTE_CALL or "remote_call" in vars(self)
+        if self._prefetcher.active and not overridden:
             path = prefetch.path_of(call.function, call.args, call.kwargs)
         answer = self._prefetched(call, path)
         if answer is not None:
@@ -348,10 +350,6 @@ class Proxy:
     def end_resource(self) -> None:
         """End with the resource: nothing is sent along any more, and what came is dropped."""
         self._prefetcher.end()
-
-    def _may_prefetch(self) -> bool:
-        """Return whether calls go to the host and nowhere else, as far as this class knows."""
-        return type(self).remote_call is _REMOTE_CALL and "remote_call" not in vars(self)
 
     def _prefetched(self, call: Call, path: str | None) -> Answer | None:
         taken = self._prefetcher.take(call.function, path)

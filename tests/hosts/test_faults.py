@@ -374,7 +374,7 @@ def in_a_child(work: collections.abc.Callable[[], int]) -> int:
     def run() -> None:
         answer.send(work())
         # As a process that exits: the connections that the child itself made end here.
-        connect.hub().end()
+        connect.HUB.end()
 
     with answers, answer:
         child = forks.Process(target=run)

@@ -118,7 +118,7 @@ def texts_of(proxy: Proxy) -> str:
     stream = link.router.stream_by_id(link.context.context_id)
     objects = [
         proxy, connection, link, link.context, link.router, stream, stream.conn,
-        stream.protocol, link.router.served, connect.hub(),
+        stream.protocol, link.router.served, connect.HUB,
         *link.router._guests.values(),
     ]  # fmt: skip
     return "\n".join(f"{thing!r} {thing!s}" for thing in objects)

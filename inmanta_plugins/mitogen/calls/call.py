@@ -1,5 +1,8 @@
 """One remote call under way."""
 
+import dataclasses
+import functools
+import math
 import queue
 import time
 
@@ -10,37 +13,30 @@ from inmanta_plugins.mitogen.connections.connection import Answer, Connection, F
 from inmanta_plugins.mitogen.errors import CallTimeoutError
 
 
+@dataclasses.dataclass(eq=False)
 class Call:
     """
     One remote call under way.
 
-    :param function: The function that is called.
-    :param args: Its positional arguments.
-    :param kwargs: Its keyword arguments.
-    :param context_name: Where it is called, for people.
-    :param call_timeout: The seconds it may take; None for no limit.
+    :attr function: The function that is called.
+    :attr args: Its positional arguments.
+    :attr kwargs: Its keyword arguments.
+    :attr context_name: Where it is called, for people.
+    :attr call_timeout: The seconds it may take; None for no limit.
+    :attr connection: The connection that it goes through.
     """
 
-    def __init__(
-        self,
-        function: Function,
-        args: tuple[object, ...],
-        kwargs: dict[str, object],
-        context_name: str,
-        call_timeout: float | None,
-    ) -> None:
-        self.function = function
-        self.args = args
-        self.kwargs = kwargs
-        self.context_name = context_name
-        self.call_timeout = call_timeout
-        self.started = time.monotonic()
-        self.inbox: queue.SimpleQueue[Answer] = queue.SimpleQueue()
-        self.connection: Connection | None = None
-        self.was_sent = False
-        self.prefetched = False
-        self._deadline: float | None = None
-        self._shown: list[object] | None = None
+    function: Function
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
+    context_name: str
+    call_timeout: float | None
+    started: float = dataclasses.field(default_factory=time.monotonic)
+    inbox: queue.SimpleQueue[Answer] = dataclasses.field(default_factory=queue.SimpleQueue)
+    connection: Connection | None = None
+    was_sent: bool = False
+    prefetched: bool = False
+    _deadline: float = math.inf
 
     def start_clock(self, connection: Connection) -> None:
         """
@@ -55,31 +51,17 @@ class Call:
         if self.call_timeout is not None:
             self._deadline = time.monotonic() + self.call_timeout
 
-    @property
+    @functools.cached_property
     def shown(self) -> tuple[list[object], dict[str, object]]:
         """What the log shows of the arguments."""
-        if self._shown is None:
-            self._shown = truncate_logged_values((*self.args, *self.kwargs.values()))
+        values = truncate_logged_values((*self.args, *self.kwargs.values()))
         positional = len(self.args)
-        named = zip(self.kwargs, self._shown[positional:], strict=True)
-        return self._shown[:positional], dict(named)
-
-    @property
-    def seconds_until_check(self) -> float:
-        """The seconds to wait before the deadline, or the connection, is looked at."""
-        if self._deadline is None:
-            return settings.SECONDS_BETWEEN_CHECKS
-        return min(settings.SECONDS_BETWEEN_CHECKS, max(0.0, self._deadline - time.monotonic()))
+        return values[:positional], dict(zip(self.kwargs, values[positional:], strict=True))
 
     @property
     def overdue(self) -> bool:
         """Whether it has taken longer than it may."""
-        return self._deadline is not None and time.monotonic() >= self._deadline
-
-    @property
-    def lost(self) -> bool:
-        """Whether no answer can come any more."""
-        return self.connection is not None and self.connection.link.ended
+        return time.monotonic() >= self._deadline
 
     def next(self, inbox: queue.SimpleQueue[Answer] | None = None) -> Answer:
         """
@@ -91,12 +73,13 @@ class Call:
         """
         inbox = self.inbox if inbox is None else inbox
         while True:
+            left = max(0.0, self._deadline - time.monotonic())
             try:
-                return inbox.get(timeout=self.seconds_until_check)
+                return inbox.get(timeout=min(left, settings.SECONDS_BETWEEN_CHECKS))
             except queue.Empty:
                 if self.overdue:
                     raise self.time_out() from None
-                if self.lost and inbox.empty():
+                if self.connection is not None and self.connection.link.ended and inbox.empty():
                     return dead("the connection has ended")
 
     def time_out(self) -> CallTimeoutError:

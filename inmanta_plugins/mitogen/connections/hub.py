@@ -87,6 +87,11 @@ class Hub:
     """The router of a process, the hops on it, and the count of those who use them."""
 
     def __init__(self) -> None:
+        self.after_fork_in_child()
+        watch_forks(self)
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew, without what belongs to the parent process."""
         self._lock = threading.Lock()
         self._router: mitogen.master.Router | None = None
         self._users = 0
@@ -198,16 +203,8 @@ def _end(router: mitogen.master.Router | None) -> None:
         router.broker.join()
 
 
-_hub = Hub()
-# Proxies that a forked child inherits: their locks may be held by threads that it has not.
+# What a forked child inherits, with locks that may be held by threads that it has not.
 _inherited: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def hub() -> Hub:
-    """
-    :return: The hub of this process.
-    """
-    return _hub
 
 
 def watch_forks(what: object) -> None:
@@ -219,13 +216,14 @@ def watch_forks(what: object) -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _hub
-    _hub = Hub()
     _mitogen.reset_after_fork()
     for what in list(_inherited):
         what.after_fork_in_child()
 
 
+HUB = Hub()
+"""The hub of this process."""
+
 os.register_at_fork(after_in_child=_after_fork_in_child)
 # The broker of a process that exits with connections open: Python waits for threads.
-_mitogen.call_at_exit(lambda: hub().end())
+_mitogen.call_at_exit(HUB.end)

@@ -45,6 +45,10 @@ class Guest:
         self.logged = False
         self.cut = False
 
+    def may_name(self, context_id: object) -> bool:
+        """Return whether an id is one that it may give to a context behind it."""
+        return type(context_id) is int and any(context_id in block for block in self.blocks)
+
 
 class _AllowingChain(mitogen.parent.CallChain):  # type: ignore[misc]  # mitogen is not typed
     """Lets the host have what a function needs before it is called."""
@@ -143,10 +147,10 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
             # What came through a terminal ends its lines as terminals do.
             text = answer["msg"].replace("\r\n", "\n").rstrip("\r")
             raise mitogen.core.StreamError(bounded_text(text, 100_000))
-        new, name = answer.get("id"), answer.get("name")
-        if type(new) is not int or not any(new in block for block in guest.blocks):
+        new: Any = answer.get("id")
+        if not guest.may_name(new):
             raise mitogen.core.StreamError(f"{guest.name} named a context that is not its own")
-        return new, bounded_text(str(name), 200)
+        return new, bounded_text(str(answer.get("name")), 200)
 
     # On the broker's thread
 
@@ -164,7 +168,7 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
 
         def forget() -> None:
             for known in list(self._context_by_id):
-                if known == guest.id or any(known in block for block in guest.blocks):
+                if known == guest.id or guest.may_name(known):
                     self._context_by_id.pop(known, None)
 
         # Later: those who watch the stream look its contexts up, to tell them.
@@ -259,7 +263,7 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
             if (
                 guest.routes > 2 * guest.connects
                 or msg.src_id != guest.id
-                or not any(target in block for block in guest.blocks)
+                or not guest.may_name(target)
             ):
                 self.stray(guest, "about a context that is not its own")
                 return
