@@ -245,11 +245,6 @@ def _diagnose(
     error = report and _from_report(hop, report)
     if error:
         return error
-    again = _Said(text)
-    if again.cause() is not Cause.OTHER and cause is Cause.OTHER:
-        return ConnectError(hop, again.cause(), _with_advice(hop, again))
-    if again.lines and not said.lines and report is None:
-        said = again
     shown = f"{said}\nThe command was: {command}" if command and cause is Cause.OTHER else str(said)
     return ConnectError(hop, cause, shown)
 
