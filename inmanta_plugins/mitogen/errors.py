@@ -105,22 +105,14 @@ class Cause(enum.Enum):
     NOT_ALLOWED = "Check what the host allows the user to run (sudoers, doas.conf)."
     UNKNOWN_USER = "Check the username of the context: the host does not know that user."
     TIMEOUT = "Check that the host answers; raise connect_timeout (seconds) when it is only slow."
-    PROGRAM_MISSING = (
-        "Install the program on the machine that has to run it, or set its path in the context."
-    )
+    PROGRAM_MISSING = "Install the program on the machine that runs it, or set its path."
     NO_CONTAINER = "Check the container's name, and that it runs."
     HOP_LOST = "The host before this one was lost while connecting: try again once it is back."
     PYTHON_TOO_OLD = "Install a newer Python on the host, or point python_path to one."
     PYTHON_FAILED = "Run that interpreter by hand on the host to see what is wrong with it."
     PYTHON_DENIED = "Give the user the right to execute the interpreter, or choose another one."
-    NO_ROOM = (
-        "Free memory, processes, file descriptors or pseudo-terminals on the machine that is named."
-    )
+    NO_ROOM = "Free memory, processes, file descriptors or pseudo-terminals on that machine."
     OTHER = "Read what came back; run the same command by hand from the agent to see it live."
-
-
-class HopLost(mitogen.core.StreamError):  # type: ignore[misc]  # mitogen is not typed
-    """The hop before the one to connect hung or went. Becomes a :class:`ConnectError`."""
 
 
 class ConnectError(mitogen.core.StreamError):  # type: ignore[misc]  # mitogen is not typed

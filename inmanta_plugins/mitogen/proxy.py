@@ -269,19 +269,19 @@ class Proxy:
         call = Call(function, args, kwargs, self._name, self.call_timeout)
         self._prefetcher.ask(function, None)
         try:
-            self._send(call, None)
+            self._send(call, {})
             return self._pending.add(lambda: self._carry_out(call, self._await))
         except Exception as error:
             failed: Future[T] = Future()
             failed.set_exception(error)
             if isinstance(error, RemoteException):
-                self._log(call, exception=error)
+                self._log(call, "exception", error)
             return failed
 
     def _await(self, call: Call) -> object:
         """Wait for the result of a submitted call; when it never left, it is sent anew."""
         if not call.was_sent:
-            self._send(call, None)
+            self._send(call, {})
         call.was_sent = False
         try:
             return transfers.whole_result(call, call.next())
@@ -298,9 +298,9 @@ class Proxy:
                 result = attempt(call)
         except Exception as error:
             if call.connection is not None or isinstance(error, RemoteException):
-                self._log(call, exception=error)
+                self._log(call, "exception", error)
             raise
-        self._log(call, result=result)
+        self._log(call, "result", result)
         return result
 
     def _ask(self, call: Call) -> object:
@@ -318,19 +318,17 @@ class Proxy:
             _ = call.shown  # while the host is busy anyway
             return transfers.whole_result(call, call.next())
         finally:
-            if along is None:
+            if not along:
                 self._prefetcher.drop()
 
-    def _send(self, call: Call, along: prefetch.Prefetched | None) -> None:
+    def _send(self, call: Call, along: prefetch.Inboxes) -> None:
         connection = self._ensure_connected(call.started)
         size = connection.max_message_size
         packed = request.request(call.function, call.args, call.kwargs, size)
         calls = [(call.function, packed, call.inbox.put)]
-        for function, inbox in along.inboxes.items() if along else ():
+        for function, inbox in list(along.items()):  # others may take from it
             packed = request.request(function, call.args, {}, size, only_cheap=True)
             calls.append((function, packed, inbox.put))
-        if along:
-            along.connection = connection
         call.start_clock(connection)
         connection.send(*calls)
         call.was_sent = True
@@ -352,11 +350,10 @@ class Proxy:
         self._prefetcher.end()
 
     def _prefetched(self, call: Call, path: str | None) -> Answer | None:
-        taken = self._prefetcher.take(call.function, path)
-        if taken is None:
+        inbox = self._prefetcher.take(call.function, path)
+        if inbox is None:
             return None
-        connection, inbox = taken
-        call.start_clock(connection)
+        call.start_clock(self._opened())
         answer = call.next(inbox)
         if not prefetch.is_usable(answer):
             return None
@@ -364,8 +361,7 @@ class Proxy:
         call.prefetched = True
         return answer
 
-    def _log(self, call: Call, **outcome: object) -> None:
-        ((key, value),) = outcome.items()
+    def _log(self, call: Call, key: str, value: object) -> None:
         args, kwargs = call.shown
         shown: Any = truncate_logged_value(str(value) if key == "exception" else value)
         more: dict[str, Any] = {"prefetched": True} if call.prefetched else {}

@@ -13,7 +13,7 @@ import time
 import inmanta_mitogen
 import inmanta_mitogen.dispatch
 from inmanta_plugins.mitogen import settings
-from inmanta_plugins.mitogen.connections.connection import Answer, Connection, Function
+from inmanta_plugins.mitogen.connections.connection import Answer, Function
 
 _QUESTIONS: frozenset[Function] = frozenset(
     {
@@ -41,21 +41,8 @@ def path_of(function: Function, args: tuple[object, ...], kwargs: dict[str, obje
     return None
 
 
-class Prefetched:
-    """
-    What was sent along with a question.
-
-    :param path: The path that it is about.
-    :param functions: What was asked along with it.
-    :attr connection: Where, once it was sent.
-    """
-
-    def __init__(self, path: str, functions: tuple[Function, ...]) -> None:
-        self.path = path
-        self.connection: Connection | None = None
-        self.inboxes: dict[Function, queue.SimpleQueue[Answer]] = {
-            function: queue.SimpleQueue() for function in functions
-        }
+Inboxes = dict[Function, queue.SimpleQueue[Answer]]
+"""Where the answers to questions come."""
 
 
 def is_usable(answer: Answer) -> bool:
@@ -82,7 +69,8 @@ class Prefetcher:
 
     def __init__(self) -> None:
         self._learned: dict[tuple[str, Function], tuple[Function, ...]] = {}
-        self._held: Prefetched | None = None
+        # About which path, and where the answers come.
+        self._held: tuple[str | None, Inboxes] = (None, {})
         self._resource_type: str | None = None
         self._path: str | None = None
         # About that path, in this order; nothing when there is nothing to be learned from them.
@@ -110,30 +98,25 @@ class Prefetcher:
 
     def drop(self) -> None:
         """Drop what is held: another call may change what it is about."""
-        self._held = None
+        self._held = (None, {})
 
-    def take(
-        self, function: Function, path: str | None
-    ) -> tuple[Connection, queue.SimpleQueue[Answer]] | None:
+    def take(self, function: Function, path: str | None) -> queue.SimpleQueue[Answer] | None:
         """
-        Return where a question was asked already, and where its answer comes, once.
+        Return where the answer comes to a question that was asked already, once.
 
         :param function: The question.
         :param path: Its path.
         """
-        held = self._held
-        if held is None or held.path != path or held.connection is None:
-            return None
-        inbox = held.inboxes.pop(function, None)
-        return None if inbox is None else (held.connection, inbox)
+        held_path, inboxes = self._held
+        return inboxes.pop(function, None) if held_path == path else None
 
-    def ask(self, function: Function, path: str | None) -> Prefetched | None:
+    def ask(self, function: Function, path: str | None) -> Inboxes:
         """
         Note a call that goes to the host.
 
         :param function: The function that is called.
         :param path: The path of a question, None for any other call.
-        :return: What to send along with it.
+        :return: The questions to send along with it.
         """
         self.drop()
         if path is None:
@@ -143,11 +126,11 @@ class Prefetcher:
         elif self._resource_type is not None:
             self._learn()
             self._path, self._asked = path, [function]
-            predicted = self._learned.get((self._resource_type, function))
-            if predicted:
-                self._held = held = Prefetched(path, predicted)
-                return held
-        return None
+            predicted = self._learned.get((self._resource_type, function), ())
+            inboxes: Inboxes = {question: queue.SimpleQueue() for question in predicted}
+            self._held = (path, inboxes)
+            return inboxes
+        return {}
 
     def note(self, function: Function) -> None:
         """

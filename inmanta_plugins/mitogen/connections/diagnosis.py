@@ -11,12 +11,10 @@ from inmanta_plugins.mitogen.connections import interpreters
 from inmanta_plugins.mitogen.errors import (
     Cause,
     ConnectError,
-    HopLost,
     PythonNotFoundError,
     combined,
     first_of_python_path,
 )
-from inmanta_plugins.mitogen.hosts.streams import NoisyError
 
 # The words of programs (in the C locale, or untranslated in any) and of mitogen, as they stand in
 # one line. The last line that matches any wins. A host chooses what it says: no pattern may
@@ -85,6 +83,7 @@ _SIGNS = {
         failed to get (the )?init pid
     """,
     Cause.HOP_LOST: r"""
+        ^it did not answer for \d{1,10} seconds
         respondent Context has disconnected
         no route to \d{1,20}, my ID is
         Broker (has exitted|began to shut down)
@@ -215,22 +214,15 @@ def diagnose(
         Called only where the failure may be the interpreter's: it is a connection of its own.
     :param command: What was run to connect it.
     """
-    error = _diagnose(hop, failure, probe, command)
-    if isinstance(failure, HopLost | NoisyError):
-        return error
+    error = _diagnose(hop, str(failure), probe, command)
     # Who catches mitogen's exceptions by their class goes on to catch them.
     error.__class__ = combined(type(error), type(failure))
     return error
 
 
 def _diagnose(
-    hop: Mapping[str, object], failure: Exception, probe: Callable[[], str], command: str
+    hop: Mapping[str, object], text: str, probe: Callable[[], str], command: str
 ) -> ConnectError | PythonNotFoundError:
-    text = str(failure)
-    if isinstance(failure, NoisyError):
-        return ConnectError(hop, Cause.OTHER, text)
-    if isinstance(failure, HopLost):
-        return ConnectError(hop, Cause.HOP_LOST, text)
     said = _Said(text)
     cause = said.cause()
     # What a local hop could not start is the interpreter: ask which ones are there.
@@ -238,12 +230,8 @@ def _diagnose(
     if cause not in (Cause.OTHER, Cause.PYTHON_FAILED) and not not_started:
         return ConnectError(hop, cause, _with_advice(hop, said))
     # A search for an interpreter ("auto") that ended without one has reported already.
-    report = interpreters.parse_report(text)
-    if report is None:
-        text = probe()
-        report = interpreters.parse_report(text)
-    error = report and _from_report(hop, report)
-    if error:
+    report = interpreters.parse_report(text) or interpreters.parse_report(probe())
+    if report and (error := _from_report(hop, report)):
         return error
     shown = f"{said}\nThe command was: {command}" if command and cause is Cause.OTHER else str(said)
     return ConnectError(hop, cause, shown)
@@ -303,5 +291,4 @@ def unprepared(hop: Mapping[str, object], failure: Exception) -> ConnectError:
     if isinstance(failure, mitogen.core.TimeoutError):
         return ConnectError(hop, Cause.TIMEOUT, f"{_TIMED_OUT} Its Python runs, and is silent.")
     said = _Said(str(failure))
-    cause = Cause.HOP_LOST if isinstance(failure, HopLost) else said.cause()
-    return ConnectError(hop, cause, str(said))
+    return ConnectError(hop, said.cause(), str(said))

@@ -25,7 +25,7 @@ from inmanta_plugins.mitogen.connections.programs import (
     python_argv,
     shown_command,
 )
-from inmanta_plugins.mitogen.errors import ConnectError, HopLost, first_of_python_path
+from inmanta_plugins.mitogen.errors import ConnectError, first_of_python_path
 from inmanta_plugins.mitogen.hosts.answers import UnreadableError, read_answer
 from inmanta_plugins.mitogen.hosts.router import AgentRouter
 from inmanta_plugins.mitogen.hosts.served import PREPARE_HOST
@@ -189,7 +189,7 @@ class Link:
         :param seconds: How long it may take; then this one is cut off.
         :param function: mitogen's function for it.
         :param kwargs: Its arguments.
-        :raises HopLost: It took too long.
+        :raises StreamError: It took too long.
         """
         if not self.is_too_old:
             if self._has_connected:
@@ -202,7 +202,8 @@ class Link:
         except mitogen.core.TimeoutError:
             receiver.close()
             self.cut()
-            raise HopLost(f"it did not answer for {seconds:.0f} seconds") from None
+            text = f"it did not answer for {seconds:.0f} seconds"
+            raise mitogen.core.StreamError(text) from None
         self._has_connected = True
         return value_of(answer)
 
