@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-LOGGER = settings.LOGGER
-
 
 class FileStat(TypedDict):
     """Who owns a file and what they may do with it."""
@@ -85,30 +83,25 @@ class Proxy:
         call_timeout: float | None = None,
     ) -> None:
         self.serialized_context = serialized_context
-        self.logger: inmanta.agent.handler.LoggerABC = logger or inmanta.agent.handler.PythonLogger(
-            LOGGER
-        )
+        own = inmanta.agent.handler.PythonLogger(settings.LOGGER)
+        self.logger: inmanta.agent.handler.LoggerABC = logger or own
         self.call_timeout = settings.call_timeout(call_timeout)
         self._name = _name_of(serialized_context)
         self._connection: Connection | None = None
-        self._new_locks()
+        self.after_fork_in_child()
         watch_forks(self)
 
     def __repr__(self) -> str:
         state = "open" if self._connection is not None else "closed"
         return f"<{type(self).__name__} {self._name} {state}>"
 
-    def _new_locks(self) -> None:
+    def after_fork_in_child(self) -> None:
+        """Begin with locks of this process; the next call connects for it."""
         self._lock = threading.RLock()
-        self._revivals = 0
         # The last attempt to reconnect that failed, with when it ended.
         self._not_revived: tuple[float, Exception] | None = None
         self._pending = PendingCalls()
         self._prefetcher = prefetch.Prefetcher()
-
-    def after_fork_in_child(self) -> None:
-        """Forget the locks of the parent process; the next call connects for this one."""
-        self._new_locks()
 
     # The connection
 
@@ -209,7 +202,6 @@ class Proxy:
                 return connection
             if self._not_revived is not None and since < self._not_revived[0]:
                 raise RemoteException(self._not_revived[1])
-            self._revivals += 1
             self.logger.debug(
                 "The connection to %(context_name)s was lost, connecting again",
                 context_name=self._name,
@@ -304,11 +296,9 @@ class Proxy:
         return result
 
     def _ask(self, call: Call) -> object:
-        path = None
-        # Only where calls go to the host and nowhere else, as far as this class knows.
+        # Prefetching is for calls that go to the host and nowhere else, as far as this class knows.
         overridden = type(self).remote_call is not _REMOTE_CALL or "remote_call" in vars(self)
-        if self._prefetcher.active and not overridden:
-            path = prefetch.path_of(call.function, call.args, call.kwargs)
+        path = None if overridden else prefetch.path_of(call.function, call.args, call.kwargs)
         answer = self._prefetched(call, path)
         if answer is not None:
             return transfers.whole_result(call, answer)

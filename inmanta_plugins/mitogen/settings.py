@@ -200,12 +200,16 @@ def max_message_size() -> int:
 
 
 def _bytes(name: str, default: int, least: int) -> int:
+    return _variable(name, default, _from(least), f"a number of bytes, at least {least}")
+
+
+def _from(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not re.fullmatch("[0-9]{1,19}", text) or int(text) < least:
+        if not re.fullmatch("[0-9]{1,18}", text) or int(text) < least:
             raise ValueError(text)
         return int(text)
 
-    return _variable(name, default, parse, f"a number of bytes, at least {least}")
+    return parse
 
 
 def prefetch() -> bool:
@@ -240,16 +244,10 @@ def logged_values() -> tuple[int, str]:
 
 
 @functools.lru_cache(maxsize=8)
-def _max_len(text: str | None) -> int:
-    if text is None:
-        return DEFAULT_LOGGED_VALUE_MAX_LEN
-    if re.fullmatch(r"\s*[0-9]{1,18}\s*", text):
-        return int(text)
-    LOGGER.warning(
-        "The environment variable %s has to be a number of characters, 0 or more, not %r:"
-        " logged values are truncated to %d characters instead.",
-        LOGGED_VALUE_MAX_LEN_ENV_VAR,
-        text,
-        DEFAULT_LOGGED_VALUE_MAX_LEN,
-    )
-    return DEFAULT_LOGGED_VALUE_MAX_LEN
+def _max_len(_: str | None) -> int:
+    name, default = LOGGED_VALUE_MAX_LEN_ENV_VAR, DEFAULT_LOGGED_VALUE_MAX_LEN
+    try:
+        return _variable(name, default, _from(0), "a number of characters, 0 or more")
+    except SettingError as error:
+        LOGGER.warning("%s Logged values are truncated to %d characters instead.", error, default)
+        return default

@@ -197,7 +197,9 @@ def lose_unseen(proxy: Proxy) -> None:
     link.router.disconnect_stream(link.router.stream_by_id(link.context.context_id))
 
 
-def test_calls_that_never_left_are_made_once_anew(own_proxy: Proxy, tmp_path: Path) -> None:
+def test_calls_that_never_left_are_made_once_anew(
+    own_proxy: Proxy, recorder: Recorder, tmp_path: Path
+) -> None:
     pid = own_proxy.remote_call(os.getpid)
     notes = [tmp_path / f"note-{number}" for number in range(5)]
     with together(own_proxy):
@@ -207,7 +209,7 @@ def test_calls_that_never_left_are_made_once_anew(own_proxy: Proxy, tmp_path: Pa
         future.result(60)
     assert [note.read_text() for note in notes] == ["ran\n"] * 5
     assert own_proxy.remote_call(os.getpid) != pid
-    assert own_proxy._revivals == 1
+    assert sum("was lost" in message for _, message, _ in recorder.records) == 1
 
 
 def test_calls_that_never_left_share_one_failure(own_proxy: Proxy, recorder: Recorder) -> None:
@@ -218,7 +220,7 @@ def test_calls_that_never_left_share_one_failure(own_proxy: Proxy, recorder: Rec
     for future in futures:
         with pytest.raises(RemoteException, match="/nonexistent/python"):
             future.result(60)
-    assert own_proxy._revivals == 1
+    assert sum("was lost" in message for _, message, _ in recorder.records) == 1
     assert ["exception" in call for call in recorder.calls] == [True] * 5
     own_proxy.serialized_context = LOCAL
     assert own_proxy.submit(far_side.echo, "back").result(60) == [["back"], {}]

@@ -76,11 +76,6 @@ class Prefetcher:
         # About that path, in this order; nothing when there is nothing to be learned from them.
         self._asked: list[Function] = []
 
-    @property
-    def active(self) -> bool:
-        """Whether a resource is being handled."""
-        return self._resource_type is not None
-
     def begin(self, resource_type: str) -> None:
         """
         Begin with a resource.

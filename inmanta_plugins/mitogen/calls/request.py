@@ -125,11 +125,10 @@ def _untransportable(
 ) -> TypeError:
     named = [(f"argument {number}", value) for number, value in enumerate(args, 1)]
     named += [(f"argument {name!r}", value) for name, value in kwargs.items()]
-    where = "the arguments"
+    text = f"of {function_name(function)} cannot be sent to the host"
     for which, value in named:
         try:
             _dumps(value)
         except Exception as own_error:
-            error, where = own_error, which
-            break
-    return TypeError(f"{where} of {function_name(function)} cannot be sent to the host: {error}")
+            return TypeError(f"{which} {text}: {own_error}")
+    return TypeError(f"the arguments {text}: {error}")

@@ -15,6 +15,7 @@ from inmanta_plugins.mitogen.errors import (
     combined,
     first_of_python_path,
 )
+from inmanta_plugins.mitogen.hosts.streams import NoisyError
 
 # The words of programs (in the C locale, or untranslated in any) and of mitogen, as they stand in
 # one line. The last line that matches any wins. A host chooses what it says: no pattern may
@@ -214,6 +215,8 @@ def diagnose(
         Called only where the failure may be the interpreter's: it is a connection of its own.
     :param command: What was run to connect it.
     """
+    if isinstance(failure, NoisyError):
+        return ConnectError(hop, Cause.OTHER, str(failure))
     error = _diagnose(hop, str(failure), probe, command)
     # Who catches mitogen's exceptions by their class goes on to catch them.
     error.__class__ = combined(type(error), type(failure))
@@ -228,19 +231,15 @@ def _diagnose(
     # What a local hop could not start is the interpreter: ask which ones are there.
     not_started = said.not_started and hop["method_name"] == "local"
     if cause not in (Cause.OTHER, Cause.PYTHON_FAILED) and not not_started:
-        return ConnectError(hop, cause, _with_advice(hop, said))
+        unasked = said.waiting and hop.get("password") and hop["method_name"] in ("su", "doas")
+        more = "\nIf that asks for the password, set password_prompt to it." if unasked else ""
+        return ConnectError(hop, cause, f"{said}{more}")
     # A search for an interpreter ("auto") that ended without one has reported already.
     report = interpreters.parse_report(text) or interpreters.parse_report(probe())
     if report and (error := _from_report(hop, report)):
         return error
     shown = f"{said}\nThe command was: {command}" if command and cause is Cause.OTHER else str(said)
     return ConnectError(hop, cause, shown)
-
-
-def _with_advice(hop: Mapping[str, object], said: _Said) -> str:
-    if said.waiting and hop.get("password") and hop["method_name"] in ("su", "doas"):
-        return f"{said}\nIf that asks for the password, set password_prompt to it."
-    return str(said)
 
 
 def too_old(hop: Mapping[str, object], program: str, version: str, found: str = "") -> ConnectError:

@@ -25,6 +25,10 @@ _PIECE = 4096
 _READ_OF_LINES = 4096
 
 
+class NoisyError(mitogen.core.StreamError):  # type: ignore[misc]  # mitogen is not typed
+    """A host wrote more than it may before its Python ran: nothing of that can be trusted."""
+
+
 class Allowance:
     """
     So much at once, and so much a second in the long run.
@@ -106,8 +110,7 @@ class GuardedStream(mitogen.core.Stream):  # type: ignore[misc]  # mitogen is no
             protocol._trailer = protocol._trailer[-settings.LONGEST_LINE // 2 :]
 
     def _fail(self, what: str) -> None:
-        error = mitogen.core.StreamError(f"{what} before its Python ran")
-        self.conn._fail_connection(error)
+        self.conn._fail_connection(NoisyError(f"{what} before its Python ran"))
 
     def _on_stderr(self, broker: mitogen.core.Broker, data: bytes) -> None:
         dropped_before, self._drops = self._drops, not self._stderr.take(len(data))
