@@ -334,6 +334,14 @@ def test_what_is_no_report_is_not_taken_for_one(text: str) -> None:
     assert interpreters.parse_report(text) is None
 
 
+def test_a_report_that_no_script_would_make_does_no_harm() -> None:
+    number = "9" * 10_000
+    line = f"[[inmanta-python requested failed {number} {number} {number} %]]"
+    report = interpreters.parse_report(f"{line}\n[[inmanta-python found {number}.1.1 /p]]")
+    assert report is not None
+    assert (report.status, report.found) == (Status.FAILED, ())
+
+
 @pytest.mark.parametrize(
     "command", [interpreters.probe_command(["x"]), interpreters.auto_command()]
 )

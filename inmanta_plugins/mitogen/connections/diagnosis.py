@@ -231,8 +231,8 @@ def _diagnose(
     # What a local hop could not start is the interpreter: ask which ones are there.
     not_started = said.not_started and hop["method_name"] == "local"
     if cause not in (Cause.OTHER, Cause.PYTHON_FAILED) and not not_started:
-        unasked = said.waiting and hop.get("password") and hop["method_name"] in ("su", "doas")
-        more = "\nIf that asks for the password, set password_prompt to it." if unasked else ""
+        unknown = said.waiting and hop.get("password") and hop["method_name"] in ("su", "doas")
+        more = "\nIf that asks for the password, set password_prompt to it." if unknown else ""
         return ConnectError(hop, cause, f"{said}{more}")
     # A search for an interpreter ("auto") that ended without one has reported already.
     report = interpreters.parse_report(text) or interpreters.parse_report(probe())

@@ -128,7 +128,7 @@ def parse_report(text: str) -> Report | None:
     for line in _LINE.finditer(text):
         match [_decode(field) for field in line["fields"].split()]:
             case ["requested", word, status, version, name, output] if word in _STATUSES:
-                exit_status = int(status) if status.isdecimal() else None
+                exit_status = int(status[:9]) if status.isdecimal() else None
                 requested = (Status(word), exit_status, version, name, output.strip())
             case ["found", version, path] if _VERSION.fullmatch(version):
                 found[path] = Interpreter(path, version)
