@@ -42,9 +42,7 @@ with inmanta_plugins.mitogen.Proxy(here) as far:
 
 
 def lowest(package: str) -> str:
-    """
-    Return the requirement of the lowest version of a package that setup.cfg allows.
-    """
+    """Return the requirement of the lowest version of a package that setup.cfg allows."""
     metadata = configparser.ConfigParser()
     metadata.read(ROOT / "setup.cfg")
     found = re.search(rf"^{package}>=([\w.]+)", metadata["options"]["install_requires"], re.M)
@@ -53,9 +51,7 @@ def lowest(package: str) -> str:
 
 
 def offer_all_of_pyenv() -> None:
-    """
-    Let pyenv's shims, which is what nox finds on the PATH, run each version that pyenv has.
-    """
+    """Let pyenv's shims, which is what nox finds on the PATH, run each version that pyenv has."""
     if pyenv := shutil.which("pyenv"):
         versions = []
         for question in (["version-name"], ["versions", "--bare"]):
@@ -66,13 +62,13 @@ def offer_all_of_pyenv() -> None:
 
 offer_all_of_pyenv()
 
-#: The supported combinations of Python, inmanta-core and mitogen.
 COMBINATIONS = {
     "core14": ("3.11", ["inmanta-core==14.*"]),
     "core18": ("3.12", ["inmanta-core==18.*"]),
     "core20": ("3.13", ["inmanta-core==20.*"]),
     "lowest-mitogen": ("3.13", ["inmanta-core==20.*", lowest("mitogen")]),
 }
+"""The supported combinations of Python, inmanta-core and mitogen."""
 combinations = nox.parametrize(
     ["python", "pins"], list(COMBINATIONS.values()), ids=list(COMBINATIONS)
 )
@@ -132,13 +128,13 @@ def docs(session: nox.Session) -> None:
         session.run("python", "-m", "sphinx", *options, "docs", f"docs/_build/{builder}")
 
 
-#: The newest supported Python of this machine.
 NEWEST = next((each for each in ("3.13", "3.12") if shutil.which(f"python{each}")), None)
+"""The newest supported Python of this machine."""
 
 
 @nox.session(default=False, python=NEWEST)
 def peer(session: nox.Session) -> None:
-    """The published module that the benchmarks compare with."""
+    """Return the published module that the benchmarks compare with."""
     session.install("-qq", "inmanta-module-mitogen==0.2.5", "-r", "benchmarks/requirements.txt")
 
 

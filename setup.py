@@ -35,7 +35,7 @@ class BuildInmantaModule(build_py):
 
     @staticmethod
     def _data() -> dict[str, Path]:
-        """The files to add: path below the package to path of the source.
+        """Return the files to add: path below the package to path of the source.
 
         ``inmanta module build`` has moved the model into the package before it gets here.
         """

@@ -29,30 +29,26 @@ fs::File(host=here, path="{target}/here", mode=644, content="x")
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """
-    What to deploy.
-
-    :attr hosts: On how many hosts.
-    :attr files: How many files on each.
-    :attr relay: The ssh ProxyCommand that makes the hosts distant, or None.
-    """
+    """What to deploy."""
 
     hosts: int
+    """On how many hosts."""
     files: int
+    """How many files on each."""
     relay: str | None
+    """The ssh ProxyCommand that makes the hosts distant, or None."""
 
 
 class Orchestration:
     """
     An orchestrator that uses one version of the module. Use it as a context manager.
+
+    :param directory: An empty directory with a short path.
+    :param host: What all the hosts are.
+    :param published: The published version to use, or None for that of this checkout.
     """
 
     def __init__(self, directory: pathlib.Path, host: SshHost, published: str | None) -> None:
-        """
-        :param directory: An empty directory with a short path.
-        :param host: What all the hosts are.
-        :param published: The published version to use, or None for that of this checkout.
-        """
         self._directory, self._host = directory, host
         self._wheel = Wheel(directory, published)
         self._stack = contextlib.ExitStack()
@@ -141,7 +137,7 @@ class Orchestration:
         return "\n".join([*lines, ""])
 
     def _agents(self) -> list[psutil.Process]:
-        """The processes that run the handlers, as inmanta-core 15 and later have them."""
+        """Return the processes that run the handlers, as inmanta-core 15 and later have them."""
         found = []
         for process in self._server.descendants():
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -21,11 +21,7 @@ Block = tuple[float, int, bytes]
 
 
 class Direction:
-    """
-    One way of the link.
-
-    :attr trips: The number of the last block that came out.
-    """
+    """One way of the link."""
 
     def __init__(
         self,
@@ -35,6 +31,7 @@ class Direction:
         self._read, self._write = read, write
         self._held: queue.SimpleQueue[Block] = queue.SimpleQueue()
         self.trips = 0
+        """The number of the last block that came out."""
 
     def receive(self, number: collections.abc.Callable[[], int]) -> None:
         while True:

@@ -178,7 +178,7 @@ class Bench:
                 trips(f"{what} {kind}", "deploy", type=kind, path=paths[1], context=context)
 
     def cold(self) -> None:
-        """The first connection of a process, and the first of each operation."""
+        """Measure the first connection of a process, and the first of each operation."""
         places = {"local": self.local(), "ssh": self.host.serialized()}
         for _ in range(2 if self.quick else 10):
             for place, context in places.items():
@@ -195,7 +195,7 @@ class Bench:
                 self.figures.add("agent", "import, beyond inmanta and mitogen", name, seconds)
 
     def small(self) -> None:
-        """The operations that handlers use all the time, on a connection that is up."""
+        """Measure the operations that handlers use all the time, on a connection that is up."""
         for place, context in (("local", self.local()), ("ssh", self.host.serialized())):
             for name in MODULES:
                 self.peers[name].ask("open", key="a", context=context)

@@ -115,6 +115,8 @@ class Inmanta(Subject):
 
     def operation(self, proxy: typing.Any, what: str, path: str) -> object:
         """
+        Do one operation.
+
         :param path: A file that is there, of 1 kB.
         """
         if what == "call":
@@ -133,14 +135,14 @@ class Inmanta(Subject):
         return getattr(proxy, names.get(what, what.split()[0]))(path)
 
     def small(self, key: str, what: str, path: str, count: int) -> float:
-        """The median of an operation that is done time and again."""
+        """Return the median of an operation that is done time and again."""
         proxy = self._proxies[key]
         return statistics.median(
             timed(lambda: self.operation(proxy, what, path)) for _ in range(count)
         )
 
     def cold(self, context: Context, path: str, operations: list[str]) -> dict[str, float]:
-        """The first connection of a process, and the first of each operation."""
+        """Measure the first connection of a process, and the first of each operation."""
         times = {"connect": self.open("cold", context)}
         for what in operations:
             times[f"first {what}"] = self.small("cold", what, path, 1)
@@ -224,7 +226,7 @@ class Inmanta(Subject):
         return seconds
 
     def answer(self, key: str, count: int) -> dict[str, float]:
-        """A large structured answer, and the same as mitogen itself sends it."""
+        """Measure a large structured answer, and the same as mitogen itself sends it."""
         proxy = self._proxies[key]
         arguments = (json.loads, json.dumps([{"name": f"n{n}", "size": n} for n in range(count)]))
         results: list[object] = []
@@ -242,7 +244,7 @@ class Inmanta(Subject):
         return timed(lambda: self._proxies[key].get_file(path, local))
 
     def extra_memory(self, key: str, what: str, **arguments: typing.Any) -> dict[str, float]:
-        """The time, and by how much the peaks of memory of both ends rise, in bytes."""
+        """Measure the time, and by how much the peaks of memory of both ends rise, in bytes."""
         if what == "put":
             self.content(arguments["size"])
         call = self._proxies[key].remote_call
@@ -262,7 +264,7 @@ class Inmanta(Subject):
         return int(text.split("VmHWM:")[1].split()[0]) * 1024
 
     def many(self, context: Context, count: int, threads: int) -> dict[str, float]:
-        """Connections with a call each: seconds and memory, of each."""
+        """Measure connections with a call each: seconds and memory, of each."""
         before = memory("VmRSS")
         proxies = [self._proxy(context) for _ in range(count)]
 
@@ -453,7 +455,7 @@ SUBJECTS: dict[str, type[Subject]] = {
 
 
 def import_times() -> dict[str, float]:
-    """What importing the module costs, beyond inmanta and mitogen."""
+    """Measure what importing the module costs, beyond inmanta and mitogen."""
     import importlib
 
     for name in ("agent.handler", "module", "plugins", "resources"):

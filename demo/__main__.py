@@ -13,9 +13,7 @@ from testbed.processes import Interrupted, ProcessFailedError, interruptible
 
 
 def main() -> int:
-    """
-    :return: The exit code: 0 when each resource ended as it should.
-    """
+    """Run the demo. Return its exit code: 0 when each resource ended as it should."""
     keep = _arguments().keep
     show = Show()
 

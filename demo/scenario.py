@@ -20,16 +20,16 @@ from testbed.environments import Wheel, pip_settings, tutorial_wheel
 from testbed.processes import ProcessFailedError, ignore_interrupts, no_orphans, working_directory
 from testbed.servers import InmantaServer, Postgres, orchestrator
 
-#: The agents of the model, with how each of them reaches its host.
 WAYS = {
     "this-machine": "mitogen::Local",
     "by-ssh": "mitogen::Ssh",
     "by-address": "std::Host with an ip",
     "no-python": "no such python_cmd",
 }
+"""The agents of the model, with how each of them reaches its host."""
 
-#: The agent whose host does not have the interpreter that the model names.
 WITHOUT_PYTHON = "no-python"
+"""The agent whose host does not have the interpreter that the model names."""
 
 _DEPLOYED = tuple(agent for agent in WAYS if agent != WITHOUT_PYTHON)
 
@@ -40,8 +40,8 @@ _MODEL = [
     (WITHOUT_PYTHON, "fs::File"),
 ]
 
-#: The number of resources in the model.
 RESOURCES = len(_MODEL)
+"""The number of resources in the model."""
 
 # How long the deployment may take. In seconds.
 _TIMEOUT = 300.0
@@ -49,30 +49,26 @@ _TIMEOUT = 300.0
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """
-    What is up once all is deployed.
-
-    :attr server: The orchestrator.
-    :attr environment: The id of its environment.
-    :attr project: Where the model is.
-    """
+    """What is up once all is deployed."""
 
     server: InmantaServer
+    """The orchestrator."""
     environment: str
+    """The id of its environment."""
     project: Project
+    """Where the model is."""
 
 
 class DemoError(Exception):
     """
     Something that the demo needs failed, or a resource did not end as it should, while there were
     logs to look at.
+
+    :param what: What failed.
+    :param output: The ends of the logs.
     """
 
     def __init__(self, what: str, output: str) -> None:
-        """
-        :param what: What failed.
-        :param output: The ends of the logs.
-        """
         super().__init__(what)
         self.output = output
 
@@ -156,10 +152,11 @@ def problems_of(
     host: SshHost,
 ) -> list[str]:
     """
+    Return what is not as the model says, a sentence each.
+
     :param deployed: The resources, each with its log.
     :param target: The directory that they were deployed in.
     :param host: The ssh host that they were deployed on.
-    :return: What is not as the model says, a sentence each.
     """
     problems = []
     found = {(each.agent, each.type): (each, log) for each, log in deployed}
@@ -184,8 +181,9 @@ def problems_of(
 
 def wanted_state(agent: str) -> str:
     """
+    Return the state that its resources have to end in.
+
     :param agent: An agent of the model.
-    :return: The state that its resources have to end in.
     """
     return "failed" if agent == WITHOUT_PYTHON else "deployed"
 
@@ -216,9 +214,7 @@ def _problems_on_disk(target: pathlib.Path, host: SshHost) -> list[str]:
 
 
 def _variables(directory: pathlib.Path, host: SshHost) -> dict[str, str]:
-    """
-    :return: The environment variables that the model reads.
-    """
+    """Return the environment variables that the model reads."""
     (directory / "out").mkdir()
     known_hosts = directory / "known_hosts"
     known_hosts.write_text(host.known_hosts_line)

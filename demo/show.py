@@ -25,15 +25,14 @@ _ERROR = 360
 class Stage:
     """
     A step of the demo, while it goes on.
+
+    :param console: Where to show it.
+    :param title: What it does.
     """
 
     def __init__(self, console: rich.console.Console, title: str) -> None:
-        """
-        :param console: Where to show it.
-        :param title: What it does.
-        """
-        #: What to say when it is done.
         self.outcome = title
+        """What to say when it is done."""
         self._console = console
         self._title = title
         self._shown = ""
@@ -41,9 +40,7 @@ class Stage:
 
     @contextlib.contextmanager
     def running(self) -> collections.abc.Iterator["Stage"]:
-        """
-        Shows that it goes on and, at the end, what came of it and how long it took.
-        """
+        """Show that it goes on and, at the end, what came of it and how long it took."""
         begin = time.monotonic()
         self._without_terminal(f"  {self._title} ...")
         mark, text = "[bold red]✘", self._title
@@ -60,9 +57,7 @@ class Stage:
             self._console.print(line, highlight=False)
 
     def progress(self, text: str) -> None:
-        """
-        :param text: How far it is.
-        """
+        """Show how far it is."""
         if text != self._shown:
             self._shown = text
             self._status.update(f"{self._title}: {text}")
@@ -76,12 +71,11 @@ class Stage:
 class Show:
     """
     Writes to the terminal, or to a log, where there is none.
+
+    :param console: Where to write, by default the standard output.
     """
 
     def __init__(self, console: rich.console.Console | None = None) -> None:
-        """
-        :param console: Where to write, by default the standard output.
-        """
         if console is None:
             reconfigure = getattr(sys.stdout, "reconfigure", None)
             if reconfigure is not None:
@@ -91,27 +85,23 @@ class Show:
         self.console = console
 
     def stage(self, title: str) -> contextlib.AbstractContextManager[Stage]:
-        """
-        :param title: What is going to happen.
-        """
+        """Show what is going to happen, and how far it is."""
         return Stage(self.console, title).running()
 
     def say(self, text: str = "") -> None:
-        """
-        :param text: A line, with rich's markup.
-        """
+        """Print a line, with rich's markup."""
         self.console.print(text, highlight=False)
 
     def command(self, text: str) -> None:
-        """
-        :param text: What can be typed, however wide the terminal is.
-        """
+        """Print what can be typed, on one line however wide the terminal is."""
         self.console.print(
             f"    {text}", style="cyan", soft_wrap=True, highlight=False, markup=False
         )
 
     def failure(self, what: str, logs: str) -> None:
         """
+        Print what went wrong.
+
         :param what: What went wrong.
         :param logs: The end of the logs that may tell why.
         """
@@ -158,9 +148,10 @@ class Show:
 
 def call_text(call: Call, directory: str) -> rich.text.Text:
     """
+    Return the call as one would write it, and what it returned.
+
     :param call: A call.
     :param directory: A path that is shown as an ellipsis.
-    :return: The call as one would write it, and what it returned.
     """
     module, _, name = call.function.rpartition(".")
     # The module's own functions are known by their names.

@@ -19,14 +19,14 @@ import mitogen.core
 from inmanta_mitogen.dispatch import KEPT, PACK, RAW
 from inmanta_mitogen.names import AnyPath, native
 
-#: The transfers under way, by their numbers: the agent counts those that it begins from 1.
 transfers: Dict[int, "Generator[Any, Any, None]"] = {}
+"""The transfers under way, by their numbers: the agent counts those that it begins from 1."""
 _own_numbers = itertools.count(-1, -1)
 # Held while a file is written.
 _writing = threading.Lock()
 
-#: What tells the agent of a transfer: KEPT or RAW, its number, and how many bytes there are.
 TICKET = struct.Struct(">cqQ")
+"""What tells the agent of a transfer: KEPT or RAW, its number, and how many bytes there are."""
 
 
 def keep(kind: bytes, data: bytes) -> bytes:

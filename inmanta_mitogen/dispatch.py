@@ -15,34 +15,35 @@ from typing import Any, Callable, Dict, Generic, List, Tuple, TypeVar
 
 import mitogen.core
 
-#: The most content that one message carries, in bytes. Less, and the memory of whoever sends a
-#: large content falls into pieces that the C library does not give back: 30 MB with 128 KiB.
 PACK = 512 << 10
+"""The most content that one message carries, in bytes. Less, and the memory of whoever sends a
+large content falls into pieces that the C library does not give back: 30 MB with 128 KiB."""
 
-#: The size in bytes of an answer that may be in one message nevertheless. A larger one waits on the
-#: host, and the agent fetches it in chunks, as many at once as this.
 WHOLE = 4 * PACK
+"""The size in bytes of an answer that may be in one message nevertheless. A larger one waits on the
+host, and the agent fetches it in chunks, as many at once as this."""
 
-#: The largest file, in bytes, whose content or hash is sent along with the answer to another
-#: question.
 MOST_PREFETCHED = 64 << 10
+"""The largest file, in bytes, whose content or hash is sent along with the answer to another
+question."""
 
-#: The result is the bytes that follow.
 RAW = b"B"
-#: The answer waits, see :func:`inmanta_mitogen.chunks.keep`.
+"""The result is the bytes that follow."""
 KEPT = b"K"
-#: Why the result cannot be sent, as UTF-8.
+"""The answer waits, see :func:`inmanta_mitogen.chunks.keep`."""
 UNSENDABLE = b"U"
-#: Not asked, since it is not cheap.
+"""Why the result cannot be sent, as UTF-8."""
 SKIPPED = b"S"
+"""Not asked, since it is not cheap."""
 
 # Python 3.6 reads and writes it, and it carries bytes as they are.
 PICKLE_PROTOCOL = 4
 
 # An answer that is JSON begins with it. The agent reads JSON some times faster than a pickle.
 JSON_MARK = b"J"
-#: The sizes that JSON is used for, in bytes: the first of the pickle, the other of the JSON itself.
 SMALLEST_JSON = 4096
+"""The sizes that JSON is used for, in bytes: the first of the pickle, the other of the JSON
+itself."""
 LARGEST_JSON = 12 << 20
 _JSON_DEPTH = 50
 _PLAIN = frozenset({dict, list, str, int, float, bool, type(None)})
@@ -50,8 +51,8 @@ _PLAIN = frozenset({dict, list, str, int, float, bool, type(None)})
 # The functions that read a whole file.
 _READERS = ("hash_file", "read", "read_binary")
 
-#: The length of an answer among others, in front of it.
 LENGTH = struct.Struct(">L")
+"""The length of an answer among others, in front of it."""
 
 T = TypeVar("T")
 
@@ -140,6 +141,8 @@ class Packer(Generic[T]):
 
     def put(self, items: List[Tuple[bytes, T]]) -> None:
         """
+        Send items as soon as possible.
+
         :param items: What to send, each with what `send` is given with it. In one message, where it
             is not too large.
         :raises Exception: What `call_soon` raises, when the broker has ended.

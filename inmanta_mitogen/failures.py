@@ -17,11 +17,7 @@ class CommandTimeoutError(subprocess.TimeoutExpired):
 
     Its process group got SIGTERM, and SIGKILL five seconds later if it was still there. The text
     has the command's name, without its arguments as these may be secret, and the last 2,000 bytes
-    of each stream.
-
-    :attr output: All it had printed on standard output; ``stdout`` is the same.
-    :attr stderr: All it had printed on standard error.
-    :attr survived: Whether it could not be ended.
+    of each stream; `output` and `stderr` have all that it had printed.
     """
 
     def __init__(
@@ -34,6 +30,7 @@ class CommandTimeoutError(subprocess.TimeoutExpired):
     ) -> None:
         super().__init__(cmd, timeout, output, stderr)
         self.survived = survived
+        """Whether it could not be ended."""
 
     def __str__(self) -> str:
         outcome = "it could not be ended and is still running" if self.survived else "it was ended"

@@ -15,8 +15,8 @@ from inmanta_mitogen.names import AnyPath, native
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-#: The most bytes of a file that are read, unless the caller says otherwise.
 MAX_SIZE = 1 << 30
+"""The most bytes of a file that are read, unless the caller says otherwise."""
 
 # How many bytes to read at once: larger pieces of memory are each taken from the kernel.
 _BLOCK = 64 << 10
@@ -136,14 +136,10 @@ def file_stat(path: AnyPath) -> Dict[str, Union[str, int]]:
 
 
 def islink(path: AnyPath) -> bool:
-    """
-    Return whether there is a symlink at the path, dangling or not.
-    """
+    """Return whether there is a symlink at the path, dangling or not."""
     return os.path.islink(native(path))
 
 
 def lexists(path: AnyPath) -> bool:
-    """
-    Return whether there is anything at the path; a dangling symlink is something too.
-    """
+    """Return whether there is anything at the path; a dangling symlink is something too."""
     return os.path.lexists(native(path))

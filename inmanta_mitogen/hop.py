@@ -77,8 +77,8 @@ class Watched:
         super()._fail_connection(error)  # type: ignore[misc]  # mitogen's
 
 
-#: What comes in front of the last line that had no end: a prompt, when a connection timed out.
 WAITING = "it waits after: "
+"""What comes in front of the last line that had no end: a prompt, when a connection timed out."""
 
 # What the first stage says of itself.
 _VERSION = re.compile(rb"\[\[Python (\d[\d.]{1,20})\]\]")

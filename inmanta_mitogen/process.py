@@ -13,8 +13,8 @@ from typing import IO, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple,
 
 from inmanta_mitogen.names import encode
 
-#: The most bytes that a command may print, on both streams together, by default.
 MAX_SIZE = 1 << 30
+"""The most bytes that a command may print, on both streams together, by default."""
 
 # What a pipe holds, pipe(7), in bytes.
 _CHUNK = 1 << 16

@@ -15,15 +15,15 @@ from typing import IO, Dict, Iterator, NamedTuple, Optional, Set, Tuple, Union
 
 from inmanta_mitogen.names import AnyPath, encode
 
-#: The name of a temporary file is this and 32 hexadecimal digits.
 _PREFIX = ".inmanta-put-"
+"""The name of a temporary file is this and 32 hexadecimal digits."""
 
-#: The directories that were searched, by device and inode.
 _searched: Set[Tuple[int, int]] = set()
+"""The directories that were searched, by device and inode."""
 
-#: The size, in bytes, up to which the new and the old content of a file that is written in place
-#: are kept in memory.
 IN_MEMORY = 16 << 20
+"""The size, in bytes, up to which the new and the old content of a file that is written in place
+are kept in memory."""
 
 # O_PATH needs the permission to search the directory only, and is not known outside Linux.
 _DIRECTORY: int = os.O_DIRECTORY | getattr(os, "O_PATH", 0)
@@ -113,13 +113,13 @@ class StagedWrite:
 
     :param path: The file. Where it leads to is settled here, once.
     :param in_place: Whether a file that exists keeps its inode.
-    :attr size: How many bytes were written so far.
     :raises OSError: As :func:`put`, as far as it can be known beforehand.
     """
 
     def __init__(self, path: AnyPath, *, in_place: bool = False) -> None:
         self.path = path
         self.size = 0
+        """How many bytes were written so far."""
         # The name and the final mode of the temporary file beside the target, if there is one.
         self._temporary: Optional[str] = None
         with contextlib.ExitStack() as self._stack, self._naming():
@@ -266,9 +266,7 @@ class StagedWrite:
 
 
 class Target(NamedTuple):
-    """
-    An entry of an open directory, so that it stays the same whatever happens to the path.
-    """
+    """An entry of an open directory, so that it stays the same whatever happens to the path."""
 
     directory: int
     name: bytes
@@ -440,8 +438,6 @@ def flush(file: int) -> None:
 
 
 def write_all(file: IO[bytes], view: memoryview) -> None:
-    """
-    Write all of the content to where the file is at.
-    """
+    """Write all of the content to where the file is at."""
     while view:
         view = view[file.write(view) :]

@@ -34,6 +34,8 @@ class SshHostFactory(typing.Protocol):
 
     def __call__(self, **options: typing.Any) -> SshHost:
         """
+        Start a host.
+
         :param options: The keyword arguments of :class:`SshHost`.
         """
         ...

@@ -31,14 +31,13 @@ _MARKER = "INMANTA_MITOGEN_SSH_HOST"
 
 
 class SshdNotFoundError(Exception):
-    """
-    OpenSSH's server, or the program that makes its keys, is not installed.
-    """
+    """OpenSSH's server, or the program that makes its keys, is not installed."""
 
 
 def find_sshd() -> str:
     """
-    :return: The absolute path of OpenSSH's server (it refuses to be started by any other).
+    Return the absolute path of OpenSSH's server (it refuses to be started by any other).
+
     :raises SshdNotFoundError: When the server or ``ssh-keygen`` is not installed.
     """
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_SBIN])
@@ -57,10 +56,24 @@ class SshHost:
 
     Use it as a context manager: the server starts on entry; on exit it is gone, along with every
     session it had and every file it used.
+
+    :param name: The name of the contexts that :meth:`serialized` and :meth:`model` describe.
+    :param username: The user that they log in as, by default the current one. A server that root
+        started lets in any user of the machine whose account is not locked, one that another user
+        started only that user.
+    :param python_path: The interpreter that they start, by default the one that runs the tests,
+        without the packages of its virtual environment: hosts have none of these. Another user than
+        root may not be allowed to execute that one.
+    :param password_authentication: Whether the server accepts passwords too. It can check them only
+        when root started it.
+    :param environment: Variables that are set in each session.
+    :param banner: A text that the server sends before authentication.
+    :param config: More lines for the server's configuration, which take precedence over those made
+        here.
     """
 
-    #: The address that the server listens on.
     hostname: str = "127.0.0.1"
+    """The address that the server listens on."""
 
     def __init__(
         self,
@@ -73,21 +86,6 @@ class SshHost:
         banner: str | None = None,
         config: collections.abc.Sequence[str] = (),
     ) -> None:
-        """
-        :param name: The name of the contexts that :meth:`serialized` and :meth:`model` describe.
-        :param username: The user that they log in as, by default the current one. A server that
-            root started lets in any user of the machine whose account is not locked, one that
-            another user started only that user.
-        :param python_path: The interpreter that they start, by default the one that runs the tests,
-            without the packages of its virtual environment: hosts have none of these. Another user
-            than root may not be allowed to execute that one.
-        :param password_authentication: Whether the server accepts passwords too. It can check them
-            only when root started it.
-        :param environment: Variables that are set in each session.
-        :param banner: A text that the server sends before authentication.
-        :param config: More lines for the server's configuration, which take precedence over those
-            made here.
-        """
         self.name = name
         self.username = username or pwd.getpwuid(os.geteuid()).pw_name
         self.python_path = list(python_path or [_bare_interpreter()])
@@ -122,7 +120,7 @@ class SshHost:
 
     def start(self) -> None:
         """
-        Starts the server, at the port it had before if there was one.
+        Start the server, at the port it had before if there was one.
 
         :raises RuntimeError: When the server is running already, or does not come up; the text
             holds its log.
@@ -148,7 +146,7 @@ class SshHost:
 
     def stop(self) -> None:
         """
-        The server and all its sessions die at once, as if the host were switched off. Nothing
+        Kill the server and all its sessions at once, as if the host were switched off. Nothing
         happens when it does not run.
         """
         if self._server is None:
@@ -168,14 +166,12 @@ class SshHost:
         self.start()
 
     def kill_sessions(self) -> None:
-        """
-        All the processes of all the sessions die, and the server goes on.
-        """
+        """All the processes of all the sessions die, and the server goes on."""
         self._signal_sessions(signal.SIGKILL, unless="")
 
     def freeze(self) -> None:
         """
-        The server and all the processes of its sessions stop running, with their connections open:
+        Stop the server and all the processes of its sessions, with their connections open:
         a host that hangs.
         """
         if self._server is not None:
@@ -195,9 +191,7 @@ class SshHost:
             time.sleep(0.01)
 
     def thaw(self) -> None:
-        """
-        What :meth:`freeze` stopped goes on.
-        """
+        """Let what :meth:`freeze` stopped go on."""
         _signal(self.session_pids(), signal.SIGCONT)
         if self._server is not None:
             _signal([self._server.pid], signal.SIGCONT)
@@ -206,9 +200,11 @@ class SshHost:
 
     def session_pids(self) -> list[int]:
         """
-        :return: The processes that run on behalf of those logged in: the server's own for each
-            connection, and everything that was started in a session, even if it was detached from
-            it since. Without those that ended and were not yet waited for.
+        Return the processes that run on behalf of those logged in: the server's own for each
+        connection, and everything that was started in a session, even if it was detached from it
+        since.
+
+        Without those that ended and were not yet waited for.
         """
         processes = _processes()
         marker = f"{_MARKER}={self._environment[_MARKER]}".encode()
@@ -223,8 +219,8 @@ class SshHost:
 
     def log(self) -> str:
         """
-        :return: What the server wrote to its log since it was first started, at OpenSSH's level
-            VERBOSE.
+        Return what the server wrote to its log since it was first started, at OpenSSH's level
+        VERBOSE.
         """
         try:
             return (self.directory / "log").read_text(errors="replace")
@@ -233,8 +229,8 @@ class SshHost:
 
     def logins(self) -> int:
         """
-        :return: How many times someone was authenticated, by key or by password, since the server
-            was first started.
+        Return how many times someone was authenticated, by key or by password, since the server was
+        first started.
         """
         return len(re.findall(r"^Accepted \S+ for ", self.log(), flags=re.MULTILINE))
 
@@ -253,23 +249,20 @@ class SshHost:
 
     @property
     def identity_file(self) -> str:
-        """
-        The path of the private key that the server accepts.
-        """
+        """The path of the private key that the server accepts."""
         return str(self.directory / "identity")
 
     @property
     def known_hosts_line(self) -> str:
-        """
-        The line that makes this server a known one, for a ``known_hosts`` file.
-        """
+        """The line that makes this server a known one, for a ``known_hosts`` file."""
         key = (self.directory / "host_key.pub").read_text().split()
         return f"[{self.hostname}]:{self.port} {key[0]} {key[1]}\n"
 
     def serialized(self, **overrides: typing.Any) -> dict[str, typing.Any]:
         """
+        Return the serialized context that connects to this host.
+
         :param overrides: Options to add or to replace; None leaves an option out.
-        :return: The serialized context that connects to this host.
         """
         options = {
             "method_name": "ssh",
@@ -288,9 +281,10 @@ class SshHost:
 
     def model(self, **overrides: typing.Any) -> str:
         """
+        Return the constructor of the ``mitogen::Ssh`` entity that connects to this host, for an
+        inmanta model.
+
         :param overrides: Attributes to add or to replace; None leaves an attribute out.
-        :return: The constructor of the ``mitogen::Ssh`` entity that connects to this host, for an
-            inmanta model.
         """
         options = self.serialized(**overrides)
         del options["method_name"]
@@ -398,8 +392,8 @@ def _signal(pids: collections.abc.Iterable[int], number: signal.Signals) -> None
 
 def _processes() -> dict[int, tuple[int, str]]:
     """
-    :return: Each process of the machine that has not ended: its parent, and its state as the
-        kernel's letter.
+    Return each process of the machine that has not ended: its parent, and its state as the kernel's
+    letter.
     """
     processes = {}
     for entry in os.listdir("/proc"):

@@ -16,12 +16,11 @@ import urllib.request
 
 from testbed.processes import finish, neutral_environment, start
 
-#: The states in which nothing more happens to a resource by itself.
 FINAL_STATES = frozenset(
     {"deployed", "failed", "skipped", "unavailable", "undefined", "skipped_for_undefined"}
 )
+"""The states in which nothing more happens to a resource by itself."""
 
-#: The text of ``project.yml``.
 PROJECT = """
 name: project
 modulepath: libs
@@ -30,40 +29,33 @@ install_mode: release
 pip:
   use_system_config: true
 """
+"""The text of ``project.yml``."""
 
 
 class ApiError(Exception):
-    """
-    The orchestrator refused a request, or did not answer it.
-    """
+    """The orchestrator refused a request, or did not answer it."""
 
 
 class DeploymentTimeoutError(Exception):
-    """
-    There are resources that did not reach a final state in time.
-    """
+    """There are resources that did not reach a final state in time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """
-    One call of a function on a host, as it was logged.
-    """
+    """One call of a function on a host, as it was logged."""
 
     function: str
     args: list[object]
     kwargs: dict[str, object]
-    #: What it returned; None if it raised an exception.
     result: object
-    #: The exception that it raised.
+    """What it returned; None if it raised an exception."""
     exception: str | None
+    """The exception that it raised."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LogRecord:
-    """
-    One line of the log of a resource.
-    """
+    """One line of the log of a resource."""
 
     level: str
     action: str
@@ -72,9 +64,7 @@ class LogRecord:
 
     @property
     def call(self) -> Call | None:
-        """
-        The call that this line is about, if it is about one.
-        """
+        """The call that this line is about, if it is about one."""
         if "function" not in self.values or "context_name" not in self.values:
             return None
         exception = self.values.get("exception")
@@ -89,41 +79,37 @@ class LogRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Resource:
-    """
-    A resource and what became of it.
-    """
+    """A resource and what became of it."""
 
     id: str
     type: str
     agent: str
-    #: The value of the attribute that tells it from others of its type on the same agent.
     value: str
+    """The value of the attribute that tells it from others of its type on the same agent."""
     state: str
 
     @property
     def final(self) -> bool:
-        """
-        Whether its deployment is over.
-        """
+        """Whether its deployment is over."""
         return self.state in FINAL_STATES
 
 
 class Orchestrator:
     """
     A client of an orchestrator's API.
+
+    :param url: Its address, as in ``http://127.0.0.1:8888``.
     """
 
     def __init__(self, url: str) -> None:
-        """
-        :param url: Its address, as in ``http://127.0.0.1:8888``.
-        """
         self.url = url
         # The machine's own server: no proxy of the user's environment knows it.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def version(self) -> str:
         """
-        :return: The version of inmanta-core that it runs.
+        Return the version of inmanta-core that it runs.
+
         :raises ApiError: When it does not answer, e.g. as it is not up yet.
         """
         status = self._request("GET", "/api/v1/serverstatus")["data"]
@@ -162,8 +148,9 @@ class Orchestrator:
 
     def resources(self, environment: str) -> list[Resource]:
         """
+        Return the resources of its last released version.
+
         :param environment: The id of the environment.
-        :return: The resources of its last released version.
         """
         answer = self._request("GET", "/api/v2/resource?limit=1000", environment=environment)
         return [
@@ -179,9 +166,10 @@ class Orchestrator:
 
     def log(self, environment: str, resource: str) -> list[LogRecord]:
         """
+        Return the log of all that was done to it, the oldest line first.
+
         :param environment: The id of the environment.
         :param resource: The id of the resource.
-        :return: The log of all that was done to it, the oldest line first.
         """
         path = f"/api/v2/resource/{urllib.parse.quote(resource, safe='')}/logs"
         answer = self._request(
@@ -209,10 +197,11 @@ class Orchestrator:
         self, environment: str, resource_type: str, since: str | None = None
     ) -> list[tuple[datetime.datetime, datetime.datetime]]:
         """
+        Return when each deployment that is over began, and when it ended.
+
         :param environment: The id of the environment.
         :param resource_type: The type of the resources, e.g. ``fs::File``.
         :param since: Those that began after this time, in ISO format with a time zone.
-        :return: When each deployment that is over began, and when it ended.
         """
         query = {"resource_type": resource_type, "limit": "1000"}
         if since is not None:
@@ -297,6 +286,10 @@ def _time(text: str) -> datetime.datetime:
 class Project:
     """
     The directory of an inmanta project, with the Python environment that compiles it.
+
+    :param directory: The directory, with ``project.yml`` and ``main.cf``.
+    :param python: An interpreter that has inmanta-core. Modules get installed for it.
+    :param variables: The environment variables of the compiler.
     """
 
     def __init__(
@@ -305,11 +298,6 @@ class Project:
         python: pathlib.Path,
         variables: collections.abc.Mapping[str, str],
     ) -> None:
-        """
-        :param directory: The directory, with ``project.yml`` and ``main.cf``.
-        :param python: An interpreter that has inmanta-core. Modules get installed for it.
-        :param variables: The environment variables of the compiler.
-        """
         self.directory = directory
         self._python = python
         self._variables = dict(variables)

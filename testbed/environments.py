@@ -13,13 +13,14 @@ import venv
 
 from testbed.processes import ProcessFailedError, finish, start
 
-#: The checkout that the demo is part of.
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
+"""The checkout that the demo is part of."""
 
-#: What to leave out of a copy of it, which setuptools is to build in: it builds among the sources.
 NOT_SOURCES = shutil.ignore_patterns(
     ".*", "venv", "__pycache__", "build", "dist", "_build", "*.egg-info"
 )
+"""What to leave out of a copy of it, which setuptools is to build in: it builds among the
+sources."""
 
 _MODULE = "inmanta-module-mitogen"
 
@@ -70,8 +71,9 @@ def derived_environment(path: pathlib.Path, parent: pathlib.Path) -> pathlib.Pat
 
 def venv_site_packages(path: pathlib.Path) -> pathlib.Path:
     """
+    Return the directory that its packages are in.
+
     :param path: A virtual environment made by the current interpreter.
-    :return: The directory that its packages are in.
     """
     return pathlib.Path(sysconfig.get_path("purelib", scheme="venv", vars={"base": str(path)}))
 
@@ -79,6 +81,11 @@ def venv_site_packages(path: pathlib.Path) -> pathlib.Path:
 class Wheel:
     """
     A wheel of this module, or of another one, under construction until :meth:`wait` returns.
+
+    :param directory: Where to build it.
+    :param published: A published version to use in place of the source.
+    :param source: The source.
+    :param name: Its name on PyPI.
     """
 
     def __init__(
@@ -89,12 +96,6 @@ class Wheel:
         source: pathlib.Path = CHECKOUT,
         name: str = _MODULE,
     ) -> None:
-        """
-        :param directory: Where to build it.
-        :param published: A published version to use in place of the source.
-        :param source: The source.
-        :param name: Its name on PyPI.
-        """
         self.directory = directory / "wheels"
         self._name, self._log = name, directory / f"{name}.log"
         command = ["-m", "pip", "download", f"{name}=={published}", "--no-deps", "--dest"]
@@ -109,7 +110,8 @@ class Wheel:
 
     def wait(self) -> pathlib.Path:
         """
-        :return: The wheel.
+        Return the wheel.
+
         :raises ProcessFailedError: When it can't be built.
         """
         finish(self._process, what=f"building the wheel of {self._name}", log=self._log)
@@ -118,8 +120,9 @@ class Wheel:
 
 def tutorial_wheel(directory: pathlib.Path) -> Wheel:
     """
+    Return the wheel of the module that the tutorial builds.
+
     :param directory: Where to build it.
-    :return: The wheel of the module that the tutorial builds.
     """
     source = CHECKOUT / "docs" / "tutorial" / "envfile"
     return Wheel(directory, source=source, name="inmanta-module-envfile")
@@ -134,9 +137,10 @@ def _only_wheel(directory: pathlib.Path, name: str) -> pathlib.Path:
 
 def pip_settings(wheel: pathlib.Path) -> dict[str, str]:
     """
+    Return the environment variables that let pip install this very wheel where something asks for
+    the module, and everything else from where it does anyway.
+
     :param wheel: A wheel of this module.
-    :return: The environment variables that let pip install this very wheel where something asks for
-        the module, and everything else from where it does anyway.
     """
     name, version = wheel.name.split("-")[:2]
     constraint = wheel.with_name("constraints.txt")
@@ -166,9 +170,7 @@ def _pip_configuration(name: str) -> str:
 
 
 def _module_files(directory: str) -> set[str]:
-    """
-    The names in a directory of packages that belong to inmanta modules or to mitogen.
-    """
+    """Return the names in a directory of packages that belong to inmanta modules or to mitogen."""
     names = {"__pycache__", "inmanta_plugins"}
     for distribution in importlib.metadata.distributions(path=[directory]):
         name = distribution.name.lower().replace("_", "-")

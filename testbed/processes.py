@@ -17,8 +17,8 @@ import typing
 
 import psutil
 
-#: How long a process has to end by itself before it is killed. In seconds.
 PATIENCE = 10.0
+"""How long a process has to end by itself before it is killed. In seconds."""
 
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_CHILD_SUBREAPER = 36
@@ -27,34 +27,30 @@ _PR_SET_CHILD_SUBREAPER = 36
 class Interrupted(BaseException):
     """
     Someone asked this process to end, with Ctrl-C or a signal.
+
+    :param number: The signal.
     """
 
     def __init__(self, number: int) -> None:
-        """
-        :param number: The signal.
-        """
         super().__init__(signal.Signals(number).name)
         self.number = number
 
     @property
     def exit_code(self) -> int:
-        """
-        What a shell would report for a process that this signal ended.
-        """
+        """What a shell would report for a process that this signal ended."""
         return 128 + self.number
 
 
 class ProcessFailedError(Exception):
     """
     A program that was started here ended otherwise than it should.
+
+    :param what: What the program was meant to do.
+    :param returncode: Its exit status, None when it did not end.
+    :param output: The end of what it wrote.
     """
 
     def __init__(self, what: str, returncode: int | None, output: str) -> None:
-        """
-        :param what: What the program was meant to do.
-        :param returncode: Its exit status, None when it did not end.
-        :param output: The end of what it wrote.
-        """
         state = "does not answer" if returncode is None else f"ended with {returncode}"
         super().__init__(f"{what}: the program {state}")
         self.output = output
@@ -81,9 +77,7 @@ def interruptible() -> collections.abc.Iterator[None]:
 
 
 def ignore_interrupts() -> None:
-    """
-    From here on nothing but SIGKILL stops this process: what follows is the clean-up.
-    """
+    """From here on nothing but SIGKILL stops this process: what follows is the clean-up."""
     for number in _INTERRUPTS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -163,9 +157,9 @@ def start(
 
 def neutral_environment() -> dict[str, str]:
     """
-    :return: The environment variables of this process without those that tell Python where to find
-        packages, or inmanta how it is configured: what is started here is not to be mixed up with
-        what else there is on this machine.
+    Return the environment variables of this process without those that tell Python where to find
+    packages, or inmanta how it is configured: what is started here is not to be mixed up with what
+    else there is on this machine.
     """
     return {
         name: value
@@ -226,7 +220,9 @@ def end(
 
 def tail(path: pathlib.Path, lines: int = 40) -> str:
     """
-    :param path: A log.
+    Return the end of a log, empty when there is none.
+
+    :param path: The log.
     :param lines: How many of its last lines to return.
     """
     try:

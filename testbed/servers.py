@@ -28,12 +28,10 @@ _PATIENCE = 120.0
 
 
 class _Server:
-    """
-    A process that ends with the context manager.
-    """
+    """A process that ends with the context manager."""
 
-    #: What makes it end, even if clients don't leave.
     _signal = signal.SIGTERM
+    """What makes it end, even if clients don't leave."""
     _process: subprocess.Popen[bytes] | None = None
 
     def __exit__(self, *_: object) -> None:
@@ -47,19 +45,18 @@ class Postgres(_Server):
 
     It refuses to run as root, and then runs as ``nobody``; from a copy, as the environment that the
     wheel is installed in may be one that only root can read.
+
+    :param directory: Where to put its files. It is made; its path must be short, as those of
+        sockets have to be.
     """
 
-    #: The database.
     name = "postgres"
-    #: The user that may do everything in it, without a password.
+    """The database."""
     username = "postgres"
+    """The user that may do everything in it, without a password."""
     _signal = signal.SIGINT
 
     def __init__(self, directory: pathlib.Path) -> None:
-        """
-        :param directory: Where to put its files. It is made; its path must be short, as those of
-            sockets have to be.
-        """
         self.directory = directory
         self.log = directory / "postgres.log"
         self._binaries = _postgres_binaries()
@@ -67,16 +64,12 @@ class Postgres(_Server):
 
     @property
     def host(self) -> str:
-        """
-        The directory of its socket, which is what clients take for a host name.
-        """
+        """The directory of its socket, which is what clients take for a host name."""
         return str(self.directory)
 
     @property
     def version(self) -> str:
-        """
-        Its version, e.g. ``18.4``.
-        """
+        """Its version, e.g. ``18.4``."""
         answer = subprocess.run(
             [str(self._binaries / "postgres"), "--version"],
             capture_output=True,
@@ -147,10 +140,15 @@ class Postgres(_Server):
 class InmantaServer(_Server):
     """
     An orchestrator on the loopback address, with the agents that it starts.
+
+    :param directory: Where to put its state and logs. It is made.
+    :param database: The database that it uses, which must be running.
+    :param python: An interpreter that has inmanta-core.
+    :param variables: Environment variables for it and for its agents; an empty text removes one.
     """
 
-    #: The address that it listens on.
     address = "127.0.0.1"
+    """The address that it listens on."""
 
     def __init__(
         self,
@@ -159,13 +157,6 @@ class InmantaServer(_Server):
         python: pathlib.Path,
         variables: collections.abc.Mapping[str, str],
     ) -> None:
-        """
-        :param directory: Where to put its state and logs. It is made.
-        :param database: The database that it uses, which must be running.
-        :param python: An interpreter that has inmanta-core.
-        :param variables: Environment variables for it and for its agents; an empty text removes
-            one.
-        """
         self.directory = directory
         self.logs = directory / "logs"
         self.log = self.logs / "server.log"
@@ -180,16 +171,12 @@ class InmantaServer(_Server):
 
     @property
     def url(self) -> str:
-        """
-        The address of its API.
-        """
+        """The address of its API."""
         return f"http://{self.address}:{self.port}"
 
     @property
     def client(self) -> Orchestrator:
-        """
-        A client of its API.
-        """
+        """A client of its API."""
         return Orchestrator(self.url)
 
     def __enter__(self) -> typing.Self:
@@ -211,17 +198,16 @@ class InmantaServer(_Server):
         raise AssertionError("unreachable")
 
     def descendants(self) -> list[psutil.Process]:
-        """
-        :return: The processes that it started, among them those of its agents.
-        """
+        """Return the processes that it started, among them those of its agents."""
         assert self._process is not None
         return psutil.Process(self._process.pid).children(recursive=True)
 
     def log_tails(self, lines: int = 25) -> str:
         """
+        Return the last warnings and errors in the logs of the server and of its agents; of a log
+        without any, its end.
+
         :param lines: How many lines to return of each log.
-        :return: The last warnings and errors in the logs of the server and of its agents; of a log
-            without any, its end.
         """
         logs = [self.log, *sorted(self.logs.glob("agent-*"))]
         return "\n".join(
@@ -290,22 +276,19 @@ def orchestrator(
 class SshAgent(_Server):
     """
     OpenSSH's agent, which has one key.
+
+    :param directory: Where to put its socket.
+    :param key: The path of the private key.
     """
 
     def __init__(self, directory: pathlib.Path, key: str) -> None:
-        """
-        :param directory: Where to put its socket.
-        :param key: The path of the private key.
-        """
         self.socket = directory / "agent.socket"
         self._key = key
         self._log = directory / "agent.log"
 
     @property
     def variables(self) -> dict[str, str]:
-        """
-        The environment variables that let ssh find it.
-        """
+        """The environment variables that let ssh find it."""
         return {"SSH_AUTH_SOCK": str(self.socket)}
 
     def __enter__(self) -> typing.Self:
@@ -323,9 +306,10 @@ class SshAgent(_Server):
 
 def trouble(log: str, lines: int) -> str:
     """
+    Return the last of the lines that belong to warnings and errors, their tracebacks included.
+
     :param log: A log of inmanta with a time on each record.
     :param lines: How many lines to return.
-    :return: The last of the lines that belong to warnings and errors, their tracebacks included.
     """
     found = []
     relevant = False
@@ -339,8 +323,9 @@ def trouble(log: str, lines: int) -> str:
 
 def free_port(address: str = "127.0.0.1") -> int:
     """
+    Return a TCP port of it that nothing listens on.
+
     :param address: A local address.
-    :return: A TCP port of it that nothing listens on.
     """
     with socket.socket() as listener:
         listener.bind((address, 0))

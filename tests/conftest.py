@@ -52,7 +52,7 @@ def idle_sockets() -> None:
 @pytest.fixture
 def nothing_left() -> collections.abc.Iterator[None]:
     """
-    Fails a test that leaves files open, threads or processes.
+    Fail a test that leaves files open, threads or processes.
     """
     before = support.Snapshot()
     yield
@@ -62,7 +62,7 @@ def nothing_left() -> collections.abc.Iterator[None]:
 @pytest.fixture
 def recorder() -> support.Recorder:
     """
-    Keeps what `proxy` logs.
+    What `proxy` logs.
     """
     return support.Recorder()
 
@@ -99,7 +99,7 @@ def public() -> collections.abc.Iterator[pathlib.Path]:
 @pytest.fixture(scope="module", autouse=True)
 def no_broker_stays() -> collections.abc.Iterator[None]:
     """
-    Fails the last test of a file that leaves a broker running, which would keep Python from ending.
+    Fail the last test of a file that leaves a broker running, which would keep Python from ending.
     """
     yield
     left = [thread for thread in threading.enumerate() if thread.name == "mitogen.broker"]
@@ -123,7 +123,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def needed_core(item: pytest.Item) -> int:
     """
-    The first major version of inmanta-core that has what a test uses.
+    Return the first major version of inmanta-core that has what a test uses.
     """
     marker = item.get_closest_marker("needs_core")
     return int(marker.args[0]) if marker else 0

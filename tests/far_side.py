@@ -26,14 +26,14 @@ def nap(seconds: float) -> float:
 
 
 def note_and_die(path: str) -> None:
-    """Leaves a trace of having run, and takes the interpreter with it."""
+    """Leave a trace of having run, and take the interpreter with it."""
     with open(path, "a") as file:
         file.write("ran\n")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def note_and_nap(path: str, seconds: float) -> None:
-    """Leaves a trace of having run, and takes its time."""
+    """Leave a trace of having run, and take some time."""
     with open(path, "a") as file:
         file.write("ran\n")
     time.sleep(seconds)
@@ -53,7 +53,7 @@ def large(size: int) -> bytes:
 
 @mitogen.core.takes_router
 def table_sizes(router: Any) -> Dict[str, int]:
-    """What a hop's router keeps of the contexts that were connected through it."""
+    """Return what a hop's router keeps of the contexts that were connected through it."""
     listeners = vars(router.broker)["_signals"]
     return {
         "contexts": len(router._context_by_id),

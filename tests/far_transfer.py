@@ -17,18 +17,18 @@ def _keep(transfer: "Generator[Any, Any, None]") -> mitogen.core.Message:
 
 
 def offer(data: bytes) -> mitogen.core.Message:
-    """Answers with what is given."""
+    """Answer with what is given."""
     return mitogen.core.Message(data=data)
 
 
 def lie(number: int, path: str, max_size: Any) -> int:
-    """Sends something, and the sum of something else."""
+    """Send something, and the sum of something else."""
     chunks.transfers[number] = (each for each in (b"hello", "0" * 40))
     return 5
 
 
 def endless() -> mitogen.core.Message:
-    """Keeps to the protocol, and never ends."""
+    """Keep to the protocol, and never end."""
 
     def transfer() -> "Generator[bytes, bytes, None]":
         while True:
@@ -39,13 +39,13 @@ def endless() -> mitogen.core.Message:
 
 @mitogen.core.takes_econtext
 def begin_late(number: int, path: str, size: int, in_place: bool, econtext: Any) -> None:
-    """Begins to receive as a host that is far, or slow."""
+    """Begin to receive as a host that is far, or slow."""
     time.sleep(1)
     chunks.receive(number, path, size, in_place, econtext=econtext)
 
 
 def peak_memory() -> int:
-    """The most that this process ever had in memory, since it was forgotten, in bytes."""
+    """Return the most that this process ever had in memory, since it was forgotten, in bytes."""
     with open("/proc/self/status") as status:
         for line in status:
             if line.startswith("VmHWM:"):

@@ -14,8 +14,8 @@ import support
 
 CHECKOUT = Path(__file__).parents[1]
 
-#: Users who need no entry anywhere.
 ALICE = 54321
+"""Users who need no entry anywhere."""
 MALLORY = 54322
 
 _PRELUDE = """
@@ -45,7 +45,7 @@ def python_as(uid: int, code: str, *args: object) -> str:
 @contextlib.contextmanager
 def mounted(*arguments: object) -> collections.abc.Iterator[None]:
     """
-    Mounts something. Only root can call it.
+    Mount something. Only root can call it.
 
     :param arguments: Those of mount(8); the last one is the mount point.
     """
@@ -72,9 +72,7 @@ def small_disk(directory: Path, options: str = "size=1m") -> collections.abc.Ite
 
 @contextlib.contextmanager
 def file_attribute(path: Path, letter: str) -> collections.abc.Iterator[None]:
-    """
-    Sets an attribute of chattr(1) meanwhile. Skips the test where that is not possible.
-    """
+    """Set an attribute of chattr(1) meanwhile. Skip the test where that is not possible."""
     support.need("chattr", root=True)
     done = support.execute("chattr", f"+{letter}", path)
     if done.returncode:
@@ -91,7 +89,7 @@ def act_at_step(
     function: collections.abc.Callable[[], object],
 ) -> bool:
     """
-    Calls a function in a process of its own, and an action there when the function asks the system
+    Call a function in a process of its own, and an action there when the function asks the system
     for something to be done to a file for the nth time.
 
     :return: Whether the action was called; False when there were fewer steps.

@@ -55,7 +55,7 @@ def _frame(
 
 @mitogen.core.takes_econtext
 def raw(data: bytes, econtext: Any) -> str:
-    """Sends bytes as they are."""
+    """Send bytes as they are."""
     _write(econtext, data)
     return "sent"
 
@@ -64,7 +64,7 @@ def raw(data: bytes, econtext: Any) -> str:
 def send(
     handle: int, data: bytes = b"", times: int = 1, econtext: Any = None, **fields: Any
 ) -> str:
-    """Sends a message, again and again."""
+    """Send a message, again and again."""
     frame = _frame(handle, data, **fields)
     while times:
         block = min(times, 1000)
@@ -75,7 +75,7 @@ def send(
 
 @mitogen.core.takes_econtext
 def send_to_all(handles: Tuple[int, int], data: bytes, econtext: Any = None, **fields: Any) -> str:
-    """Sends a message to each of a range of handles, but for the one that waits for this call."""
+    """Send a message to each of a range of handles, but for the one that waits for this call."""
     own = _own_call().reply_to
     frames = [_frame(handle, data, **fields) for handle in range(*handles) if handle != own]
     _write(econtext, b"".join(frames))
@@ -84,7 +84,7 @@ def send_to_all(handles: Tuple[int, int], data: bytes, econtext: Any = None, **f
 
 @mitogen.core.takes_econtext
 def ask(handle: int, data: bytes = b"", econtext: Any = None, **fields: Any) -> List[Any]:
-    """Sends a message and returns what is answered."""
+    """Send a message and return what is answered."""
     receiver = mitogen.core.Receiver(econtext.router)
     _write(econtext, _frame(handle, data, reply_to=receiver.handle, **fields))
     answer = receiver.get(timeout=30, throw_dead=False)
@@ -92,7 +92,7 @@ def ask(handle: int, data: bytes = b"", econtext: Any = None, **fields: Any) -> 
 
 
 def _own_call() -> Any:
-    """The message that asked for the call that runs."""
+    """Return the message that asked for the call that runs."""
     frame = sys._getframe()  # type: Any
     while type(frame.f_locals.get("msg")).__name__ != "Message":
         frame = frame.f_back
@@ -101,19 +101,19 @@ def _own_call() -> Any:
 
 @mitogen.core.takes_econtext
 def answer_with_a_class(path: str, econtext: Any) -> Any:
-    """Answers with what would create a file on the agent."""
+    """Answer with what would create a file on the agent."""
     _write(econtext, _frame(_own_call().reply_to, pickle.dumps(Touch(path), protocol=4)))
 
 
 @mitogen.core.takes_econtext
 def answer_each_with(data: bytes, econtext: Any) -> Any:
-    """Answers all that came in one message with bytes of its own choice, and does no more of it."""
+    """Answer all that came in one message with bytes of its own choice, and do no more of it."""
     _write(econtext, _frame(_own_call().reply_to, data, enc=mitogen.core.Message.ENC_BIN))
 
 
 @mitogen.core.takes_econtext
 def announce(size: int, first: bytes, econtext: Any) -> Any:
-    """Begins a message of a size, and doesn't end it."""
+    """Begin a message of a size, and don't end it."""
     _write(econtext, _frame(1000, size=size) + first)
     return "announced"
 
@@ -126,14 +126,14 @@ def print_lines(count: int) -> Any:
 
 @mitogen.core.takes_econtext
 def request_module(name: Any, econtext: Any) -> Any:
-    """Asks for a module by a name of bytes; what comes is kept, and not waited for."""
+    """Ask for a module by a name of bytes; what comes is kept, and not waited for."""
     _write(econtext, _frame(mitogen.core.GET_MODULE, name))
     return "asked"
 
 
 @mitogen.core.takes_econtext
 def held_modules(econtext: Any) -> Any:
-    """The names of the modules whose source the agent has sent, and of those it has refused."""
+    """Return the names of the modules that the agent has sent, and of those it has refused."""
     cache = econtext.importer._cache
     return [
         sorted(name for name, tup in cache.items() if tup[2] is not None),
@@ -152,13 +152,13 @@ def held_texts(econtext: Any) -> Any:
 
 @mitogen.core.takes_econtext
 def get_resource(package: str, name: Any, econtext: Any) -> Any:
-    """Asks for a data file of a package."""
+    """Ask for a data file of a package."""
     content = econtext.importer._resource_requester._get_resource(package, name)
     return content is not None
 
 
 def claim_as_child(context_id: int) -> Any:
-    """Makes this interpreter, as a hop, tell that the next context behind it is another one."""
+    """Make this interpreter, as a hop, tell that the next context behind it is another one."""
     import inmanta_mitogen.hop
 
     def lie(name: Any, method_name: str, kwargs: Any, econtext: Any) -> Any:

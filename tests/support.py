@@ -33,14 +33,13 @@ from inmanta_plugins.mitogen.connections.connection import Connection
 
 Context = dict[str, Any]
 
-#: The context of an interpreter on this machine, started by nothing in between.
 LOCAL: Context = {
     "method_name": "local",
     "name": "here",
     "python_path": [sys.executable],
 }
+"""The context of an interpreter on this machine, started by nothing in between."""
 
-#: The implicit context of a host whose name is web and whose ip is 10.0.0.1.
 IMPLICIT: Context = {
     "method_name": "ssh",
     "name": "web",
@@ -51,6 +50,7 @@ IMPLICIT: Context = {
     "ssh_args": ["-o", "UserKnownHostsFile=/dev/null", "-o", "PasswordAuthentication=no"],
     "python_path": ["python"],
 }
+"""The implicit context of a host whose name is web and whose ip is 10.0.0.1."""
 
 SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
@@ -82,9 +82,7 @@ class Messages(list[int]):
 
 
 def connection_of(proxy: Proxy) -> Connection:
-    """
-    The open connection of a proxy, which it tells nobody else about.
-    """
+    """Return the open connection of a proxy, which it tells nobody else about."""
     assert proxy._connection is not None
     return proxy._connection
 
@@ -94,7 +92,7 @@ E = TypeVar("E", bound=Exception)
 
 def connect_error(context: Context, expected: type[E]) -> E:
     """
-    Connects in vain.
+    Connect in vain.
 
     :param context: The serialized context that can't be connected.
     :param expected: The exception that this should raise.
@@ -112,18 +110,14 @@ def connect_error(context: Context, expected: type[E]) -> E:
 
 
 def fails_with(cause: Cause, context: Context) -> ConnectError:
-    """
-    Connects in vain, for this reason.
-    """
+    """Connect in vain, for this reason."""
     error = connect_error(context, ConnectError)
     assert error.cause is cause
     return error
 
 
 def call_fails_with(cause: Cause, proxy: Proxy) -> None:
-    """
-    Makes a call for which it can't connect, for this reason.
-    """
+    """Make a call for which it can't connect, for this reason."""
     with pytest.raises(RemoteException) as raised:
         proxy.file_exists("/")
     error = raised.value.remote_exception
@@ -132,9 +126,7 @@ def call_fails_with(cause: Cause, proxy: Proxy) -> None:
 
 
 def kill(pids: collections.abc.Collection[int]) -> None:
-    """
-    Kills processes, of which there has to be one, and waits until they are gone.
-    """
+    """Kill processes, of which there has to be one, and wait until they are gone."""
     assert pids
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
@@ -143,18 +135,14 @@ def kill(pids: collections.abc.Collection[int]) -> None:
 
 
 def freeze(pid: int) -> None:
-    """
-    Stops a process, as a host that hangs.
-    """
+    """Stop a process, as a host that hangs."""
     os.kill(pid, signal.SIGSTOP)
     wait_until(lambda: is_stopped(pid), f"{pid} is stopped")
 
 
 @contextlib.contextmanager
 def together(proxy: Proxy) -> collections.abc.Iterator[None]:
-    """
-    Whatever is submitted to a proxy meanwhile is sent afterwards.
-    """
+    """Whatever is submitted to a proxy meanwhile is sent afterwards."""
     done = threading.Event()
     connection_of(proxy).link.router.broker.defer(lambda: done.wait(60))
     try:
@@ -167,15 +155,13 @@ def together(proxy: Proxy) -> collections.abc.Iterator[None]:
 
 
 def find_program(name: str) -> str | None:
-    """
-    :return: The absolute path of a program, also when it is one that only root has on the PATH.
-    """
+    """Return the absolute path of a program, also when it is one that only root has on the PATH."""
     return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *SBIN]))
 
 
 def execute(*command: object, **options: Any) -> "subprocess.CompletedProcess[str]":
     """
-    Runs a program to its end.
+    Run a program to its end.
 
     :param options: More keyword arguments of :func:`subprocess.run`.
     :return: How it ended, and what it printed.
@@ -190,28 +176,24 @@ def execute(*command: object, **options: Any) -> "subprocess.CompletedProcess[st
 
 
 def missing_programs(*names: str) -> str | None:
-    """
-    :return: The reason to skip what needs all these programs, or None when they are there.
-    """
+    """Return the reason to skip what needs all these programs, or None when they are there."""
     missing = [name for name in names if find_program(name) is None]
     return f"needs {', '.join(missing)}, not installed here" if missing else None
 
 
 def requires(*programs: str) -> pytest.MarkDecorator:
-    """
-    Marks a test that needs programs of the machine.
-    """
+    """Mark a test that needs programs of the machine."""
     reason = missing_programs(*programs)
     return pytest.mark.skipif(reason is not None, reason=reason or "")
 
 
-#: Marks a test that only root can run.
 requires_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+"""Marks a test that only root can run."""
 
 
 def need(*programs: str, root: bool = False) -> None:
     """
-    Skips the calling test or fixture, with a reason that names what is missing.
+    Skip the calling test or fixture, with a reason that names what is missing.
 
     :param programs: The programs that have to be installed.
     :param root: Whether it also has to run as root.
@@ -227,9 +209,7 @@ def need(*programs: str, root: bool = False) -> None:
 
 @contextlib.contextmanager
 def public_directory() -> collections.abc.Iterator[pathlib.Path]:
-    """
-    A directory that every user may enter, unlike pytest's.
-    """
+    """A directory that every user may enter, unlike pytest's."""
     with tempfile.TemporaryDirectory(prefix="inmanta-mitogen-test-") as name:
         path = pathlib.Path(name)
         path.chmod(0o755)
@@ -237,9 +217,7 @@ def public_directory() -> collections.abc.Iterator[pathlib.Path]:
 
 
 def write_files(directory: pathlib.Path, files: collections.abc.Mapping[str, str]) -> None:
-    """
-    Writes files, without the indentation that their texts have in common.
-    """
+    """Write files, without the indentation that their texts have in common."""
     for name, text in files.items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -251,15 +229,12 @@ def write_files(directory: pathlib.Path, files: collections.abc.Mapping[str, str
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Interpreter:
-    """
-    A Python of this machine.
-
-    :attr version: Its major and minor version.
-    :attr path: The absolute path of its executable.
-    """
+    """A Python of this machine."""
 
     version: tuple[int, int]
+    """Its major and minor version."""
     path: str
+    """The absolute path of its executable."""
 
     def __str__(self) -> str:
         return ".".join(map(str, self.version))
@@ -278,8 +253,8 @@ def _candidates(version: str) -> collections.abc.Iterator[str]:
 @functools.cache
 def find_interpreter(major: int, minor: int) -> Interpreter | None:
     """
-    :return: An interpreter of that version which the current user can run, from pyenv or from the
-        PATH.
+    Return an interpreter of that version which the current user can run, from pyenv or from the
+    PATH.
     """
     code = "import sys; print('%d %d' % sys.version_info[:2])"
     for path in filter(shutil.which, _candidates(f"{major}.{minor}")):
@@ -291,8 +266,8 @@ def find_interpreter(major: int, minor: int) -> Interpreter | None:
 @functools.cache
 def find_interpreters() -> tuple[Interpreter, ...]:
     """
-    :return: One interpreter of each version that hosts may have, as far as this machine has it, the
-        oldest first.
+    Return one interpreter of each version that hosts may have, as far as this machine has it, the
+    oldest first.
     """
     found = (find_interpreter(3, minor) for minor in range(6, 14))
     return tuple(interpreter for interpreter in found if interpreter is not None)
@@ -300,9 +275,7 @@ def find_interpreters() -> tuple[Interpreter, ...]:
 
 @functools.cache
 def interpreter_for_everyone() -> str | None:
-    """
-    :return: The path of an interpreter that every user of this machine can execute.
-    """
+    """Return the path of an interpreter that every user of this machine can execute."""
     for name in ("python3", *(f"python3.{minor}" for minor in range(13, 5, -1))):
         for directory in ("/usr/bin", "/usr/local/bin", "/opt/python/bin"):
             path = os.path.join(directory, name)
@@ -334,14 +307,12 @@ class Snapshot:
         self._held = dict(_held(self._pid))
 
     def added(self) -> list[str]:
-        """
-        :return: What the process holds now, and did not hold when this snapshot was taken.
-        """
+        """Return what the process holds now, and did not hold when this snapshot was taken."""
         return [f"{key}: {text}" for key, text in _held(self._pid) if key not in self._held]
 
     def settle(self, timeout: float = 10.0) -> None:
         """
-        Waits until the process holds nothing more than when this snapshot was taken.
+        Wait until the process holds nothing more than when this snapshot was taken.
 
         :param timeout: How long to wait, in seconds.
         :raises AssertionError: When it still does by then; the text tells what.
@@ -353,9 +324,7 @@ class Snapshot:
 
 
 def _held(pid: int) -> collections.abc.Iterator[tuple[tuple[object, ...], str]]:
-    """
-    :return: What tells each thing that a process holds from all others, and a text about it.
-    """
+    """Return what tells each thing that a process holds from all others, and a text about it."""
     process = psutil.Process(pid)
     for child in process.children(recursive=True):
         yield ("process", child.pid), command_line(child.pid)
@@ -369,18 +338,14 @@ def _held(pid: int) -> collections.abc.Iterator[tuple[tuple[object, ...], str]]:
 
 
 def is_gone(pid: int) -> bool:
-    """
-    :return: Whether a process has ended.
-    """
+    """Return whether a process has ended."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     return True
 
 
 def is_stopped(pid: int) -> bool:
-    """
-    :return: Whether a process is stopped, as by SIGSTOP.
-    """
+    """Return whether a process is stopped, as by SIGSTOP."""
     return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
 
 
@@ -388,7 +353,7 @@ def wait_until(
     condition: collections.abc.Callable[[], object], what: str, timeout: float = 20.0
 ) -> None:
     """
-    Waits until a condition holds.
+    Wait until a condition holds.
 
     :param what: What it waits for, for the error's text.
     :param timeout: How long to wait, in seconds.
@@ -403,7 +368,7 @@ def wait_until(
 
 def command_line(pid: int) -> str:
     """
-    :return: The command line of a process, or its name where it has none; empty when it is gone.
+    Return the command line of a process, or its name where it has none; empty when it is gone.
     """
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
@@ -419,9 +384,7 @@ def command_line(pid: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class User:
-    """
-    A user of this machine who exists for the duration of a test.
-    """
+    """A user of this machine who exists for the duration of a test."""
 
     name: str
     password: str
@@ -431,7 +394,7 @@ class User:
 
     def write(self, path: str, text: str, mode: int = 0o644) -> pathlib.Path:
         """
-        Writes a file that belongs to the user.
+        Write a file that belongs to the user.
 
         :param path: Where, from the home directory.
         """
@@ -444,9 +407,7 @@ class User:
 
 @contextlib.contextmanager
 def machine_lock(name: str) -> collections.abc.Iterator[None]:
-    """
-    Holds a lock that all test runs on this machine share, for what exists once a machine.
-    """
+    """Hold a lock that all test runs on this machine share, for what exists once a machine."""
     path = pathlib.Path(tempfile.gettempdir(), f"inmanta-mitogen-tests-{name}.lock")
     with open(path, "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -502,7 +463,7 @@ def _kill_processes(uid: int) -> None:
 @contextlib.contextmanager
 def sudo_setting(user: User, setting: str, *rules: str) -> collections.abc.Iterator[None]:
     """
-    Changes a setting of sudo for a user. Only root can call it.
+    Change a setting of sudo for a user. Only root can call it.
 
     :param setting: As in ``use_pty`` or ``!use_pty``.
     :param rules: More lines.
@@ -522,7 +483,7 @@ def sudo_setting(user: User, setting: str, *rules: str) -> collections.abc.Itera
 @contextlib.contextmanager
 def sudo_rule(user: User, *, password: bool) -> collections.abc.Iterator[None]:
     """
-    Lets a user run everything with sudo. Only root can call it.
+    Let a user run everything with sudo. Only root can call it.
 
     :param password: Whether sudo asks him for his password, each time anew.
     """
@@ -534,7 +495,7 @@ def sudo_rule(user: User, *, password: bool) -> collections.abc.Iterator[None]:
 @contextlib.contextmanager
 def doas_rule(user: User, *, password: bool) -> collections.abc.Iterator[None]:
     """
-    Lets a user run everything with doas. There is one file of rules only: this one's line is added
+    Let a user run everything with doas. There is one file of rules only: this one's line is added
     to what others have there, and taken out again. Only root can call it.
 
     :param password: Whether doas asks him for his password.
@@ -567,7 +528,7 @@ def _edit_doas_conf(edit: collections.abc.Callable[[str], str]) -> None:
 
 def french_locale(directory: pathlib.Path) -> dict[str, str]:
     """
-    Compiles the French locale, which need not be installed for it.
+    Compile the French locale, which need not be installed for it.
 
     :param directory: Where to put it.
     :return: The environment that makes programs speak French. Skips the test where the locale's

@@ -84,6 +84,8 @@ class Agent:
 
     def compile(self, *lines: str, call_timeout: float | None = None) -> None:
         """
+        Compile a model.
+
         :param lines: The model.
         :param call_timeout: That of the handler.
         """
@@ -94,6 +96,8 @@ class Agent:
 
     def resource(self, name: str) -> typing.Any:
         """
+        Return the resource of a file.
+
         :param name: That of the file.
         """
         path = str(self.directory / name)
@@ -103,8 +107,9 @@ class Agent:
 
     def deploy(self, name: str) -> typing.Any:
         """
+        Return the handler that did it.
+
         :param name: That of the file.
-        :return: The handler that did it.
         """
         resource = self.resource(name)
         handler = self.project.get_handler(resource, False)

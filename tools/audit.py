@@ -18,9 +18,10 @@ _COMMAND = [
 
 def report(text: str, errors: str) -> tuple[int, str]:
     """
+    Return the exit status, and what to tell.
+
     :param text: What pip-audit wrote to stdout.
     :param errors: What it wrote to stderr.
-    :return: The exit status, and what to tell.
     """
     try:
         packages = json.loads(text)["dependencies"]

@@ -78,8 +78,9 @@ class Mutator:
 
     def damaged(self, data: bytes) -> bytes:
         """
+        Return the same, damaged.
+
         :param data: A recorded input.
-        :return: The same, damaged.
         """
         changed = bytearray(data)
         for _ in range(self.random.choice((1, 1, 2, 4, 16))):
@@ -101,10 +102,11 @@ class Mutator:
 
     def message(self, me: int, other: int, recorded: bytes) -> bytes:
         """
+        Return a message whose header is in order, with any of the fields that one can have.
+
         :param me: The id of the host that sends it.
         :param other: The id of another one.
         :param recorded: The content of a recorded message.
-        :return: A message whose header is in order, with any of the fields that one can have.
         """
         pick = self.random.choice
 
@@ -215,9 +217,10 @@ class _Crashes(logging.Handler):
 
 def run(inputs: int, seed: int) -> Outcome:
     """
+    Return what came of them.
+
     :param inputs: How many inputs, half of them streams and half of them answers.
     :param seed: For the same inputs again.
-    :return: What came of them.
     """
     outcome = Outcome()
     mutator = Mutator(seed)

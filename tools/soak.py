@@ -54,7 +54,7 @@ PATIENCE = 120.0
 
 
 def content(rng: random.Random) -> bytes:
-    """What tells by itself whether all of it is there."""
+    """Return what tells by itself whether all of it is there."""
     body = rng.randbytes(int(rng.random() ** 4 * LARGEST_CONTENT))
     return hashlib.sha256(body).digest() + body
 
@@ -114,7 +114,7 @@ class Work:
         self.answered.add(name)
 
     def look(self) -> None:
-        """Checks the files from beside, as another process of the host sees them."""
+        """Check the files from beside, as another process of the host sees them."""
         for number in range(FILES):
             path = self.directory / f"file-{number}"
             self.tally.looked += 1
@@ -138,7 +138,7 @@ class Work:
 
 
 def outcome_of(error: Exception) -> str:
-    """What an operation ended in, where that may happen; empty for all else."""
+    """Return what an operation ended in, where that may happen; empty for all else."""
     if isinstance(error, CallTimeoutError):
         return "timed out"
     if isinstance(error, RemoteException):

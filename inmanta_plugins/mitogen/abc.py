@@ -29,8 +29,9 @@ class Resource(inmanta.resources.Resource):
         cls, _: inmanta.export.Exporter, entity: inmanta.execute.proxy.DynamicProxy
     ) -> dict[str, object]:
         """
+        Return the serialized context of a resource.
+
         :param entity: The instance of the model.
-        :return: Its serialized context.
         :raises NotImplementedError: The model gives it none.
         """
         return get_resource_context(entity)

@@ -76,8 +76,9 @@ class PythonNotFoundError(FileNotFoundError):
 
 def first_of_python_path(serialized_context: Mapping[str, object]) -> str:
     """
+    Return the first element of the ``python_path`` of a context, ``"python"`` when that is unset.
+
     :param serialized_context: A serialized context.
-    :return: The first element of its ``python_path``, ``"python"`` when that is unset.
     """
     python_path = serialized_context.get("python_path") or "python"
     return str(python_path[0] if isinstance(python_path, list | tuple) else python_path)
@@ -122,20 +123,20 @@ class ConnectError(mitogen.core.StreamError):  # type: ignore[misc]  # mitogen i
     :param serialized_context: The serialized context of the hop that failed.
     :param cause: Why, as far as it is known; ``cause.value`` is one sentence of advice.
     :param detail: What came back.
-    :attr hop: The hop that failed, as people know it: its name and address.
-    :attr where: The hop and each one before it.
-    :attr method: Its connection method: ``ssh``, ``sudo``, …
-    :attr address: Where it is: host name and port, container, pod; empty for a method that stays
-        on its machine.
-    :attr user: The user asked for, None where the context names none.
     """
 
     def __init__(self, serialized_context: Mapping[str, object], cause: Cause, detail: str) -> None:
         self.hop = describe_hop(serialized_context)
+        """The hop that failed, as people know it: its name and address."""
         self.where = describe_context(serialized_context)
+        """The hop and each one before it."""
         self.method = str(serialized_context["method_name"])
+        """Its connection method: ``ssh``, ``sudo``, …"""
         self.address = address_of(serialized_context)
+        """Where it is: host name and port, container, pod; empty for a method that stays on its
+        machine."""
         self.user = user_of(serialized_context)
+        """The user asked for, None where the context names none."""
         self.cause = cause
         self.detail = detail = bounded_text(detail, settings.LONGEST_DETAIL)
         # Not through mitogen's own Error.__init__, which takes '%' in a text for a format.

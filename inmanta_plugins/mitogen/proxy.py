@@ -49,7 +49,7 @@ class FileStat(TypedDict):
 
 
 def _name_of(serialized_context: object) -> str:
-    """What a context goes by in logs: its name, or where it is. It may not be checked yet."""
+    """Return what a context is called in logs: its name, or where it is. It may be invalid."""
     if not isinstance(serialized_context, Mapping):
         return f"a {type(serialized_context).__name__} in the place of a context"
     return str(serialized_context.get("name") or describe_context(serialized_context))
@@ -403,32 +403,36 @@ class Proxy:
 
     def file_exists(self, path: str) -> bool:
         """
+        Return whether anything is at a path: a symlink counts, even one that leads nowhere.
+
         :param path: A path.
-        :return: Whether anything is there: a symlink counts, even one that leads nowhere.
         :raises RemoteException: The host could not be asked.
         """
         return bool(self.remote_call(inmanta_mitogen.lexists, path))
 
     def file_stat(self, path: str) -> FileStat:
         """
+        Return who owns a file or directory, and its permissions.
+
         :param path: The path of a file or directory; a symlink is followed.
-        :return: Its owner, group and permissions.
         :raises RemoteException: Nothing is there, or the host could not be asked.
         """
         return cast(FileStat, self.remote_call(inmanta_mitogen.file_stat, path))
 
     def hash_file(self, path: str) -> str:
         """
+        Return the sha1 of the content of a file, in hexadecimal.
+
         :param path: The path of a file; a symlink is followed.
-        :return: The sha1 of its content, in hexadecimal.
         :raises RemoteException: It can't be read.
         """
         return str(self.remote_call(inmanta_mitogen.hash_file, path))
 
     def is_symlink(self, path: str) -> bool:
         """
+        Return whether a path is a symlink.
+
         :param path: A path.
-        :return: Whether a symlink is there.
         :raises RemoteException: The host could not be asked.
         """
         return bool(self.remote_call(inmanta_mitogen.islink, path))
@@ -515,20 +519,22 @@ class Proxy:
 
     def read(self, path: str, *, max_size: int | None = None) -> str:
         """
+        Return the text of a file.
+
         :param path: The path of a file with UTF-8 text.
         :param max_size: The most bytes to accept. By default what the environment variable
             INMANTA_MITOGEN_MAX_SIZE says, 1 GiB if it says nothing. A file without end, such as
             ``/dev/zero``, takes that much memory before it is refused.
-        :return: The text.
         :raises RemoteException: It can't be read, is not UTF-8, or is larger than that.
         """
         return str(self.remote_call(inmanta_mitogen.read, path, **_limit(max_size)))
 
     def read_binary(self, path: str, *, max_size: int | None = None) -> bytes:
         """
+        Return the content of a file.
+
         :param path: The path of a file.
         :param max_size: The most bytes to accept, as for :meth:`read`.
-        :return: Its content.
         :raises RemoteException: It can't be read, or is larger than that.
         """
         return self.remote_call(inmanta_mitogen.read_binary, path, **_limit(max_size))
@@ -572,8 +578,9 @@ class Proxy:
 
     def readlink(self, path: str) -> str:
         """
+        Return what a symlink points to, as it is written there.
+
         :param path: The path of a symlink.
-        :return: What it points to, as it is written there.
         :raises RemoteException: No symlink is there.
         """
         return str(self.remote_call(os.readlink, path))

@@ -21,10 +21,13 @@ _CONTROL = re.compile(
 
 def bounded_text(text: str, limit: int) -> str:
     """
+    Return a text with control characters and lone surrogates as Python escapes them, but for tabs
+    and ends of lines.
+
+    Of a text beyond the limit, the middle is replaced by a note.
+
     :param text: Any text.
     :param limit: The greatest length of what is kept, in characters.
-    :return: The text with control characters and lone surrogates as Python escapes them, but for
-        tabs and ends of lines. Of a text beyond the limit, the middle is replaced by a note.
     """
     if len(text) > limit:
         half = limit // 2
@@ -35,9 +38,12 @@ def bounded_text(text: str, limit: int) -> str:
 
 def hops_of(serialized_context: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """
+    Return the hops of a context in the order in which they are connected, so the context itself
+    comes last.
+
+    No more than one above `settings.MAX_HOPS`.
+
     :param serialized_context: A serialized context, perhaps one of the wrong form.
-    :return: The context and what is nested in its ``via``, in the order in which they are
-        connected, so the context itself comes last. No more than one above `settings.MAX_HOPS`.
     """
     hops: list[Mapping[str, Any]] = []
     hop: object = serialized_context
@@ -49,9 +55,11 @@ def hops_of(serialized_context: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def address_of(hop: Mapping[str, Any]) -> str:
     """
+    Return where a hop is: host name and port (unless that is 22), container or pod.
+
+    Empty for a method that stays on its machine.
+
     :param hop: A serialized context.
-    :return: Where it is, without its ``via``: host name and port (unless that is 22), container or
-        pod. Empty for a method that stays on its machine.
     """
     address = next(
         (text for text in map(hop.get, _ADDRESSES) if text and isinstance(text, str)), ""
@@ -64,8 +72,9 @@ def address_of(hop: Mapping[str, Any]) -> str:
 
 def user_of(hop: Mapping[str, Any]) -> str | None:
     """
+    Return the user at the far end of a hop; None where neither the context nor mitogen says who.
+
     :param hop: A serialized context.
-    :return: The user at its far end; None where neither the context nor mitogen says who.
     """
     user = hop.get("username")
     if user and isinstance(user, str):
@@ -75,9 +84,12 @@ def user_of(hop: Mapping[str, Any]) -> str | None:
 
 def describe_hop(hop: Mapping[str, Any]) -> str:
     """
+    Return what people call a hop, without those before it.
+
+    ``ssh probe@10.0.0.1:2222``, ``sudo root``, ``docker web``, ``local``; with its name, if it has
+    one, ``web1 (ssh probe@10.0.0.1)``.
+
     :param hop: A serialized context.
-    :return: What people call it, without its ``via``: ``ssh probe@10.0.0.1:2222``, ``sudo root``,
-        ``docker web``, ``local``; with its name, if it has one, ``web1 (ssh probe@10.0.0.1)``.
     """
     method = hop.get("method_name")
     address, user = address_of(hop), user_of(hop)
@@ -89,8 +101,10 @@ def describe_hop(hop: Mapping[str, Any]) -> str:
 
 def describe_context(serialized_context: Mapping[str, Any]) -> str:
     """
+    Return what people call a context, and each hop on the way.
+
+    ``sudo root via web1 (ssh probe@10.0.0.1)``.
+
     :param serialized_context: A serialized context.
-    :return: What people call it, and each hop on the way:
-        ``sudo root via web1 (ssh probe@10.0.0.1)``.
     """
     return " via ".join(describe_hop(hop) for hop in reversed(hops_of(serialized_context)))

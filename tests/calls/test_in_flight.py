@@ -192,7 +192,7 @@ def test_a_thread_that_cannot_start_fails_its_call(
 
 
 def lose_unseen(proxy: Proxy) -> None:
-    """Ends the connection when the broker's thread gets to it, and not before."""
+    """End the connection when the broker's thread gets to it, and not before."""
     link = connection_of(proxy).link
     link.router.disconnect_stream(link.router.stream_by_id(link.context.context_id))
 

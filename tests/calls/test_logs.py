@@ -32,7 +32,7 @@ SetLimit = collections.abc.Callable[[object, str], None]
 
 @pytest.fixture(autouse=True)
 def set_limit(monkeypatch: pytest.MonkeyPatch) -> SetLimit:
-    """Sets the limit and the suffix, which have their defaults otherwise."""
+    """Set the limit and the suffix, which have their defaults otherwise."""
 
     def set_both(limit: object, suffix: str) -> None:
         monkeypatch.setenv(settings.LOGGED_VALUE_MAX_LEN_ENV_VAR, str(limit))
@@ -45,7 +45,7 @@ def set_limit(monkeypatch: pytest.MonkeyPatch) -> SetLimit:
 
 def assert_storable(value: object) -> None:
     """
-    What PostgreSQL's jsonb takes, and what the orchestrator makes of it on the way there.
+    Return what PostgreSQL's jsonb takes, and what the orchestrator makes of it on the way there.
     """
     text = json.dumps(value, allow_nan=False, ensure_ascii=False)
     assert json.loads(text) == value
@@ -166,7 +166,7 @@ def test_a_longer_value_is_logged_as_cut_json_text(value: object, logged: str) -
 
 def wild_value(rng: random.Random, depth: int = 4) -> object:
     """
-    What comes along at worst.
+    Return what comes along at worst.
     """
     some, many = rng.randrange(40), rng.randrange(6000)
     hashable = ["a\0b", "\ud800", float("nan"), "\udcff" * some, b"\0\xff" * some, 10**many]

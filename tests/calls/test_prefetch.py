@@ -34,17 +34,17 @@ def proxy(own_proxy: Proxy) -> Proxy:
 
 
 def file_questions(proxy: Proxy, path: str) -> list[object]:
-    """What fs::File asks about a file that is as it should be."""
+    """Return what fs::File asks about a file that is as it should be."""
     return [proxy.file_exists(path), proxy.file_stat(path)["permissions"], proxy.hash_file(path)]
 
 
 def text_questions(proxy: Proxy, path: str) -> list[object]:
-    """What files::TextFile asks."""
+    """Return what files::TextFile asks."""
     return [proxy.file_exists(path), proxy.file_stat(path)["permissions"], proxy.read_binary(path)]
 
 
 def link_questions(proxy: Proxy, path: str) -> list[object]:
-    """What fs::Symlink asks."""
+    """Return what fs::Symlink asks."""
     return [proxy.file_exists(path), proxy.is_symlink(path), proxy.readlink(path)]
 
 

@@ -63,7 +63,7 @@ def far_file(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["put_file", "get_file"])
 def move(request: pytest.FixtureRequest, proxy: Proxy, local_file: Path, far_file: Path) -> Action:
-    """Copies the local file to the far one, in chunks."""
+    """Copy the local file to the far one, in chunks."""
     if request.param == "put_file":
         return functools.partial(proxy.put_file, local_file, str(far_file))
     return functools.partial(proxy.get_file, str(local_file), far_file)

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("idle_sockets", "nothing_left")
 
 
 def behind(hop: Context, **options: object) -> Context:
-    """A context of its own behind a hop, which needs no privileges."""
+    """Return a context of its own behind a hop, which needs no privileges."""
     return {**LOCAL, **options, "via": hop}
 
 

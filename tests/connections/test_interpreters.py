@@ -28,10 +28,10 @@ SHELLS = [
     for name in ("dash", "bash", "busybox", "zsh", "mksh")
 ]
 
-#: A user who owns nothing here, when the tests run as root; then permissions would mean nothing.
 AS_NOBODY = (
     ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
 )
+"""A user who owns nothing here, when the tests run as root; then permissions would mean nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def router() -> collections.abc.Iterator[Router]:
 
 
 def report_of(router: Router, command: Command) -> Report:
-    """What comes back of a command that must not connect."""
+    """Return what comes back of a command that must not connect."""
     with pytest.raises(mitogen.core.StreamError) as caught:
         router.local(python_path=command)
     report = interpreters.parse_report(str(caught.value))
@@ -54,7 +54,7 @@ def report_of(router: Router, command: Command) -> Report:
 @pytest.fixture(scope="module", autouse=True)
 def few_interpreters() -> collections.abc.Iterator[None]:
     """
-    Leaves some interpreters only, and at least one: this user's home may have dozens, and each of
+    Leave some interpreters only, and at least one: this user's home may have dozens, and each of
     them takes its time.
     """
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
@@ -65,7 +65,7 @@ def few_interpreters() -> collections.abc.Iterator[None]:
 
 
 def ask(router: Router, python_path: Command, *before: str, shell: str = "/bin/sh") -> Report:
-    """The report on an interpreter, through a program that comes before the shell."""
+    """Return the report on an interpreter, through a program that comes before the shell."""
     _, *probe = interpreters.probe_command(python_path)
     return report_of(router, [*before, shell, *probe])
 
@@ -85,7 +85,7 @@ def real_python() -> str:
 
 def pretend(path: pathlib.Path, version: str, *, real: str, more: str = "") -> None:
     """
-    An interpreter that works and says it is another version.
+    Return an interpreter that works and says it is another version.
 
     :param version: As in ``3.12.1`` or ``3.15.0a2``.
     :param more: Python code to run in it first.
@@ -137,7 +137,6 @@ def fill(directory: pathlib.Path) -> None:
 
 # What was requested
 
-#: python_path (HERE is the directory with all sorts), what it is, what is named, the exit status.
 REQUESTED = [
     (["HERE/good"], Status.USABLE, "HERE/good", 0),
     (["HERE/chatty"], Status.USABLE, "HERE/chatty", 0),
@@ -173,6 +172,8 @@ REQUESTED = [
     (["HERE/café à deux/exits3"], Status.FAILED, "HERE/café à deux/exits3", 3),
     (["HERE/latin1"], Status.FAILED, "HERE/latin1", 1),
 ]
+"""Python_path (HERE is the directory with all sorts), what it is, what is named, the exit
+status."""
 
 
 @pytest.mark.parametrize(("python_path", "status", "name", "exit_status"), REQUESTED)
@@ -237,7 +238,7 @@ def test_a_long_output_comes_back_from_its_end(router: Router) -> None:
 
 @pytest.fixture
 def little_patience(monkeypatch: pytest.MonkeyPatch) -> collections.abc.Iterator[None]:
-    """Has hosts wait for an interpreter's answer for two seconds instead of five."""
+    """Have hosts wait for an interpreter's answer for two seconds instead of five."""
     monkeypatch.setattr("inmanta_plugins.mitogen.settings.PROBE_SECONDS", 2)
     interpreters._command.cache_clear()
     yield
@@ -371,8 +372,8 @@ class Host:
     :param root: A directory for what is put there.
     """
 
-    #: What is mounted elsewhere than it is.
     REPLACED = ("/opt", "/usr/local/bin", "/usr/libexec")
+    """What is mounted elsewhere than it is."""
 
     def __init__(self, router: Router, root: pathlib.Path) -> None:
         self.router = router
@@ -380,8 +381,8 @@ class Host:
         self.home = root / "home"
         self.hidden: list[str] = []
         self.path = "/usr/bin:/bin"
-        #: The interpreter of the tests, by a name that nobody looks for.
         self.real = str(root / "interpreter")
+        """The interpreter of the tests, by a name that nobody looks for."""
         pathlib.Path(self.real).touch()
         for place in (*self.REPLACED, "/home"):
             self.at(place).mkdir(parents=True, exist_ok=True)
@@ -401,7 +402,7 @@ class Host:
         return self.root / path.lstrip("/")
 
     def put(self, path: str, version: str, more: str = "") -> None:
-        """Gives the host an interpreter."""
+        """Give the host an interpreter."""
         pretend(self.at(path), version, real=self.real, more=more)
 
     @property
@@ -425,12 +426,12 @@ class Host:
         return self.router.local(python_path=[*run_in, *self.command, *interpreters.auto_command()])
 
     def chosen(self) -> str:
-        """The path of the interpreter that the host chooses."""
+        """Return the path of the interpreter that the host chooses."""
         picked: str = self.choose().call(os.getenv, "PICKED")
         return picked.removeprefix(str(self.root))
 
     def report(self) -> Report:
-        """What the host says when it has nothing to choose."""
+        """Return what the host says when it has nothing to choose."""
         return report_of(self.router, [*self.command, *interpreters.auto_command()])
 
 
@@ -444,7 +445,6 @@ def host(router: Router, tmp_path: pathlib.Path) -> Host:
     return host
 
 
-#: How the PATH begins, and the interpreters of a host: path and version. It chooses the first.
 CHOICES = [
     ("", "/opt/a/bin/python3.9 3.9.1"),
     ("", "/usr/libexec/platform-python 3.6.8"),
@@ -466,6 +466,7 @@ CHOICES = [
     ("/opt/x/shims:", "/opt/a/bin/python3.9 3.9.1, /opt/x/shims/python3.12 3.12.1"),
     ("elsewhere::.:", "/opt/a/bin/python3.9 3.9.1, /elsewhere/python3.12 3.12.1"),
 ]
+"""How the PATH begins, and the interpreters of a host: path and version. It chooses the first."""
 
 
 @pytest.mark.parametrize(("path", "there_are"), CHOICES)

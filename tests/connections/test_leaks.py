@@ -67,7 +67,7 @@ def held() -> collections.Counter[str]:
 
 def tables(proxy: Proxy) -> dict[str, int]:
     """
-    The sizes of all that the router of a proxy keeps.
+    Return the sizes of all that the router of a proxy keeps.
     """
     router = proxy.context.router
     listeners = vars(router.broker).get("_signals", {})
@@ -92,7 +92,7 @@ def show_that_nothing_stays(
     others: collections.abc.Iterable[int] = (),
 ) -> None:
     """
-    Does something a few times to warm up, then many times, and compares.
+    Do something a few times to warm up, then many times, and compare.
 
     :param warm_up: How many times; each kind of what it does has to be among them.
     :param threads: How many threads do it at the same time.
@@ -124,7 +124,7 @@ def repeat(once: Do, times: int, threads: int) -> None:
 
 def settle(open_proxy: Proxy) -> None:
     """
-    Lets what ended be waited for and forgotten, which connecting something else brings about.
+    Let what ended be waited for and forgotten, which connecting something else brings about.
     """
     for _ in range(2):
         support.wait_until(
@@ -219,7 +219,7 @@ def test_hosts_killed_in_the_middle_of_a_call_leave_nothing(
 
 def slow_to_start(tmp_path: pathlib.Path) -> tuple[Context, pathlib.Path]:
     """
-    A context whose interpreter takes its time to start, and the file that tells that it began to.
+    Return a context whose interpreter is slow to start, and the file that tells that it began to.
     """
     began = tmp_path / "began"
     script = f': >{began}; sleep 0.7; exec "$0" "$@"'

@@ -44,7 +44,7 @@ Project = pytest_inmanta.plugin.Project
 
 def options_of_mitogen(method: str) -> dict[str, inspect.Parameter]:
     """
-    What the installed mitogen takes for a method, from the signatures of its own classes.
+    Return what the installed mitogen takes for a method, from the signatures of its own classes.
     """
     options_class = mitogen.parent.get_connection_class(method).options_class
     return {
@@ -58,7 +58,7 @@ def options_of_mitogen(method: str) -> dict[str, inspect.Parameter]:
 
 def instance_of(project: Project, name: str) -> DynamicProxy:
     """
-    The instance of that very entity; get_instances also finds those of the ones that extend it.
+    Return the instance of that very entity; get_instances also finds those that extend it.
     """
     found = project.get_instances(f"mitogen::{name}")
     [instance] = [one for one in found if one._type().get_full_name() == f"mitogen::{name}"]

@@ -31,7 +31,7 @@ CHOICES = {"check_host_keys": "accept", "kind": "lxd"}
 
 def complete(method: str) -> dict[str, Any]:
     """
-    A context with every option of a method.
+    Return a context with every option of a method.
     """
     options = {
         name: CHOICES.get(name, EXAMPLES[option.type]) for name, option in METHODS[method].items()

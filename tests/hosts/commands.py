@@ -20,7 +20,6 @@ from typing import Any, NoReturn
 
 Options = dict[str, str]
 
-#: For each program and verb: its short and its long options, as getopt takes them.
 SYNTAX = {
     "docker inspect": ("sf:", "size format= type="),
     "docker exec": ("itdu:w:e:", "interactive tty detach privileged user= workdir= env="),
@@ -35,8 +34,8 @@ SYNTAX = {
     "jexec": ("lu:U:d:", ""),
     "machinectl status": ("laqo:", "full no-pager all quiet output="),
 }
+"""For each program and verb: its short and its long options, as getopt takes them."""
 PROGRAMS = {"incus", *(syntax.split()[0] for syntax in SYNTAX)}
-#: How a program tells a container's first process.
 LEADERS = {
     "docker": "{leader}",
     "lxc-info": "State: RUNNING\nPID:            {leader}",
@@ -44,6 +43,7 @@ LEADERS = {
     "incus": "Status: Running\nPID: {leader}",
     "machinectl": "box(0123456789abcdef)\n   Leader: {leader} (systemd)\n    Class: container",
 }
+"""How a program tells a container's first process."""
 
 
 def parse(syntax: str, arguments: list[str]) -> tuple[Options, list[str]]:
@@ -63,9 +63,7 @@ def run(command: list[str], options: Options, environment: Mapping[str, str] = o
 
 
 def run_in(known: Mapping[str, int] | list[str], words: list[str], options: Options) -> None:
-    """
-    :param words: The container and the command.
-    """
+    """Run a command in a container, both of which are the words."""
     name, *command = words
     if command[:1] == ["--"]:
         del command[0]

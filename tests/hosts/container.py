@@ -46,21 +46,20 @@ class Container:
     """
     A running container. Its programs are those of this machine, whose ``/usr`` it has read-only;
     all else is its own.
-
-    :attr name: Its name.
-    :attr podman_path: A podman that knows it, and no others.
-    :attr root: The directory that is its file system's root.
-    :attr user: Its one user besides root.
-    :attr root_password: The password of its root, for su.
     """
 
     user = "app"
+    """Its one user besides root."""
 
     def __init__(self, directory: pathlib.Path, root_password: str, root_hash: str) -> None:
         self.name = f"box-{secrets.token_hex(4)}"
+        """Its name."""
         self.root = directory / "rootfs"
+        """The directory that is its file system's root."""
         self.root_password = root_password
+        """The password of its root, for su."""
         self.podman_path = str(directory / "podman")
+        """A podman that knows it, and no others."""
         self._directory = directory
         self._monitors: list[int] = []
         self._write_podman()
@@ -98,13 +97,13 @@ class Container:
                 shutil.copy(path, self.root / path[1:])
 
     def podman(self, *arguments: str) -> str:
-        """
-        :return: What podman printed.
-        """
+        """Return what podman printed."""
         return support.execute(self.podman_path, *arguments, timeout=60, check=True).stdout.strip()
 
     def start(self, hidden: collections.abc.Iterable[str] = ()) -> None:
         """
+        Start it.
+
         :param hidden: Programs of this machine that it should not be able to run.
         """
         mounts = ["--volume=/usr:/usr:ro"]
@@ -124,24 +123,18 @@ class Container:
 
     @property
     def leader(self) -> int:
-        """
-        The process id, on this machine, of the container's first process.
-        """
+        """The process id, on this machine, of the container's first process."""
         return self._state("Pid")
 
     def remove(self) -> None:
-        """
-        Stops the container, if it was started, and forgets it.
-        """
+        """Stop the container, if it was started, and forget it."""
         self.podman("rm", "--force", "--ignore", "--time=0", self.name)
         # The monitor has podman clean up once more, which makes files where the container was.
         support.wait_until(lambda: all(map(support.is_gone, self._monitors)), "podman has ended")
 
 
 def in_podman(container: Container, python_path: list[str], user: str = "root") -> support.Context:
-    """
-    :return: The context of a user in a container.
-    """
+    """Return the context of a user in a container."""
     return {
         "method_name": "podman",
         "name": "pod",
@@ -153,9 +146,7 @@ def in_podman(container: Container, python_path: list[str], user: str = "root") 
 
 
 def interpreters() -> set[str]:
-    """
-    :return: All that may be an interpreter of this machine.
-    """
+    """Return all that may be an interpreter of this machine."""
     return {
         str(path.resolve())
         for place in ("/usr/bin", "/usr/local/bin", "/usr/libexec")
@@ -169,6 +160,8 @@ def running_container(
     owner: support.User, *, with_python: bool = True
 ) -> collections.abc.Iterator[Container]:
     """
+    Run a container, and remove it.
+
     :param owner: A user of this machine whose password is the one of the container's root.
     :param with_python: Whether there are interpreters in it.
     """

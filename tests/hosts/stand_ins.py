@@ -16,15 +16,14 @@ class StandIns:
     """
     The stand-ins of all programs of the module ``commands``. They know one container, "box", one
     pod of that name, in the namespace "prod", and one image, "debian".
-
-    :attr directory: Where their executables are.
     """
 
     directory: pathlib.Path
+    """Where their executables are."""
 
     def install(self, leader: int) -> None:
         """
-        Writes the executables.
+        Write the executables.
 
         :param leader: The process id that they tell for the container's first process.
         """
@@ -38,7 +37,5 @@ class StandIns:
             executable.chmod(0o755)
 
     def path(self, program: str) -> str:
-        """
-        :return: The absolute path of a program's stand-in.
-        """
+        """Return the absolute path of a program's stand-in."""
         return str(self.directory / program)

@@ -30,15 +30,13 @@ pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("idle_sockets", "
 
 @pytest.fixture(params=["here", "behind a hop"])
 def local(request: pytest.FixtureRequest) -> Context:
-    """
-    The context of an interpreter on this machine.
-    """
+    """The context of an interpreter on this machine."""
     return LOCAL if request.param == "here" else {**LOCAL, "via": LOCAL}
 
 
 def script(code: str) -> list[str]:
     """
-    A python_path that runs a shell script before the interpreter, which it has in "$@".
+    Return a python_path that runs a shell script before the interpreter, which it has in "$@".
     """
     return ["/bin/sh", "-c", f'{code}; exec "$0" "$@"', sys.executable]
 
@@ -90,7 +88,6 @@ def test_a_shell_that_prints_much_or_a_long_line_connects() -> None:
 # Interpreters that start and end, or hang
 
 QUICK = {"connect_timeout": 1}
-#: What comes before the interpreter, the cause that it leads to, and what the error says.
 FAILING: dict[str, tuple[list[str], Context, Cause, str]] = {
     "too few descriptors": (
         script("ulimit -n 32"), {}, Cause.PYTHON_FAILED, "Bad file descriptor"
@@ -110,6 +107,7 @@ FAILING: dict[str, tuple[list[str], Context, Cause, str]] = {
         "Verification code:",
     ),
 }  # fmt: skip
+"""What comes before the interpreter, the cause that it leads to, and what the error says."""
 
 
 @pytest.mark.parametrize("what", FAILING)
@@ -146,9 +144,7 @@ def test_a_module_that_shadows_the_standard_library_is_named(
 
 
 def root_through(user: support.User, python: str, **options: object) -> Context:
-    """
-    Root of this machine, by way of a user.
-    """
+    """Root of this machine, by way of a user."""
     sudo = {"method_name": "sudo", "name": "", "python_path": [python]}
     return {**sudo, **options, "via": {**sudo, "username": user.name}}
 

@@ -22,7 +22,6 @@ from support import LOCAL, Context, kill
 
 pytestmark = [pytest.mark.timeout(90), support.requires("sshd", "ssh", "ssh-keygen")]
 
-#: Prints more than a pipe holds, for longer than sudo waits before it kills what hung up.
 COMMAND = """
     umask 0
     echo >$DIR/started
@@ -31,8 +30,8 @@ COMMAND = """
     while [ $n -lt 25 ]; do head -c 10000 /dev/zero || exit; n=$((n + 1)); sleep 0.1; done
     echo >$DIR/done
 """
+"""Prints more than a pipe holds, for longer than sudo waits before it kills what hung up."""
 
-#: Connects to hosts, and runs a command on each until it is told to disconnect.
 AGENT = """
 import json, sys, threading
 from inmanta_plugins.mitogen import Proxy
@@ -46,6 +45,7 @@ sys.stdin.readline()
 for proxy, _ in jobs:
     proxy.disconnect()
 """
+"""Connects to hosts, and runs a command on each until it is told to disconnect."""
 
 Agent = subprocess.Popen[str]
 End = Callable[[Agent, SshHost], None]

@@ -46,16 +46,12 @@ LoseCall = collections.abc.Callable[[Proxy, collections.abc.Callable[[], object]
 def sudo_host(
     mitogen_ssh_host_factory: SshHostFactory, trusted: support.User, python: str
 ) -> SshHost:
-    """
-    A host that is logged in to as a user who may do everything with sudo.
-    """
+    """A host that is logged in to as a user who may do everything with sudo."""
     return mitogen_ssh_host_factory(username=trusted.name, python_path=[python])
 
 
 def behind_sudo(host: SshHost) -> Context:
-    """
-    Root of the host, by way of the user who logs in.
-    """
+    """Root of the host, by way of the user who logs in."""
     sudo = {"method_name": "sudo", "name": "root", "python_path": host.python_path}
     return {**sudo, "via": host.serialized()}
 
@@ -69,7 +65,7 @@ def pool() -> collections.abc.Iterator[concurrent.futures.ThreadPoolExecutor]:
 @pytest.fixture
 def lose_call(tmp_path: pathlib.Path, pool: concurrent.futures.ThreadPoolExecutor) -> LoseCall:
     """
-    Calls a function, causes a fault while it runs, and checks that the call fails and ran once.
+    Call a function, cause a fault while it runs, and check that the call fails and ran once.
     """
     trace = tmp_path / "trace"
     trace.touch()
@@ -95,7 +91,7 @@ def nothing_runs_on(host: SshHost) -> None:
 
 def children(command: str) -> list[int]:
     """
-    The processes that this one started, and what they started, with this in their command line.
+    Return the processes below this one that have this in their command line.
     """
     started = psutil.Process().children(recursive=True)
     return [child.pid for child in started if command in support.command_line(child.pid)]
@@ -103,19 +99,17 @@ def children(command: str) -> list[int]:
 
 Fault = collections.abc.Callable[[SshHost, int], object]
 
-#: What can be done to a host, and to the interpreter there by its process id.
 FAULTS: dict[str, Fault] = {
     "kill_ssh": lambda host, pid: kill(children(host.identity_file)),
     "kill_interpreter": lambda host, pid: kill([pid]),
     "reboot": lambda host, pid: host.restart(),
 }
+"""What can be done to a host, and to the interpreter there by its process id."""
 each_fault = pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 
 
 def lost(proxy: Proxy) -> None:
-    """
-    Waits until this side can know that the connection is lost.
-    """
+    """Wait until this side can know that the connection is lost."""
     connection = support.connection_of(proxy)
     support.wait_until(lambda: not connection.link.alive, "the connection is lost")
 
@@ -219,9 +213,7 @@ def test_a_port_that_never_answers_costs_no_more_than_the_connect_timeout() -> N
 
 
 def of_the_hop(proxy: Proxy) -> int:
-    """
-    The process of the interpreter that the proxy's own was started from.
-    """
+    """Return the process of the interpreter that the proxy's own was started from."""
     via = support.connection_of(proxy).link.via
     assert via is not None
     pid: int = via.context.call(os.getpid)
@@ -323,9 +315,7 @@ def test_one_proxy_over_ssh_serves_many_threads(
 
 
 def beside(host: SshHost, number: int) -> Context:
-    """
-    A context of its own on a host that many share.
-    """
+    """Return a context of its own on a host that many share."""
     return {
         "method_name": "local",
         "name": f"number {number}",
@@ -365,9 +355,7 @@ def test_forked_children_connect_for_themselves_while_the_parent_works(
 
 
 def in_a_child(work: collections.abc.Callable[[], int]) -> int:
-    """
-    What a function returns in a fork of this process.
-    """
+    """Return what a function returns in a fork of this process."""
     forks = multiprocessing.get_context("fork")
     answers, answer = forks.Pipe(duplex=False)
 

@@ -51,7 +51,7 @@ def hostile(other: Proxy) -> collections.abc.Iterator[Proxy]:
 
 @pytest.fixture
 def memory() -> collections.abc.Iterator[None]:
-    """Fails a test that made this process grow by a GiB or more."""
+    """Fail a test that made this process grow by a GiB or more."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MIB

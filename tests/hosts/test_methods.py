@@ -20,18 +20,18 @@ from support import LOCAL, Context
 
 pytestmark = pytest.mark.timeout(60)
 
-#: What every method can be told, apart from its interpreter, profiling and debugging.
 COMMON: Context = {
     "name": "somewhere",
     "remote_name": "agent",
     "connect_timeout": 20.0,
     "unidirectional": True,
 }
+"""What every method can be told, apart from its interpreter, profiling and debugging."""
 
 
 def use(proxy: Proxy, user: str) -> None:
     """
-    Does a little of everything there.
+    Do a little of everything there.
 
     :param user: Whom the calls have to run as.
     """
@@ -48,9 +48,7 @@ def use(proxy: Proxy, user: str) -> None:
 
 
 def use_files(proxy: Proxy, user: str, directory: str) -> None:
-    """
-    Does everything that can be done with files, in an empty directory there.
-    """
+    """Do everything that can be done with files, in an empty directory there."""
     file, link = f"{directory}/file", f"{directory}/link"
     content = bytes(range(256)) * 1000
     proxy.put(file, content)
@@ -73,9 +71,7 @@ def use_files(proxy: Proxy, user: str, directory: str) -> None:
 
 
 def logs_of(pid: int, kind: str) -> list[pathlib.Path]:
-    """
-    :return: What mitogen wrote about a process that it started.
-    """
+    """Return what mitogen wrote about a process that it started."""
     return list(pathlib.Path("/tmp").glob(f"mitogen.{kind}{pid}.*.log"))
 
 
@@ -159,15 +155,13 @@ def test_ssh_to_a_host_with_python(mitogen_ssh_host: SshHost, minor: int) -> Non
 # Another user
 
 
-#: The login by ssh before, none for the user who runs the tests, and whom the calls run as; the
-#: options; and what the environment there has, or has not.
 Way = tuple[support.User | None, str, Context, dict[str, bool]]
+"""The login by ssh before, none for the user who runs the tests, and whom the calls run as; the
+options; and what the environment there has, or has not."""
 
 
 def ways(trusted: support.User, asked: support.User, user: support.User) -> dict[str, Way]:
-    """
-    :return: Ways to become another user.
-    """
+    """Return ways to become another user."""
     sudo: Context = {"sudo_path": "/usr/bin/sudo", "set_home": True, "preserve_env": True}
     asking: Context = {"username": user.name, "preserve_env": False, "set_home": False}
     # sudo ignores the role and the type on machines without SELinux.
@@ -221,9 +215,7 @@ def test_becoming_another_user(
 
 
 def inside(proxy: Proxy, container: Container) -> bool:
-    """
-    :return: Whether it is the container's own file system that the calls see.
-    """
+    """Return whether it is the container's own file system that the calls see."""
     name = f"tmp/{uuid.uuid4()}"
     proxy.put(f"/{name}", b"here")
     path: pathlib.Path = container.root / name

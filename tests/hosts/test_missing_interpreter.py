@@ -24,6 +24,8 @@ pytestmark = pytest.mark.timeout(60)
 
 def assert_missing(context: Context, missing: list[str]) -> PythonNotFoundError:
     """
+    Connect to an interpreter that is missing.
+
     :param context: That of an interpreter, all but its python_path.
     :param missing: The python_path.
     """
@@ -39,9 +41,7 @@ def assert_missing(context: Context, missing: list[str]) -> PythonNotFoundError:
 
 @pytest.fixture(scope="session")
 def french_host(python: str) -> collections.abc.Iterator[SshHost]:
-    """
-    A host that sends a banner, and whose programs speak French.
-    """
+    """A host that sends a banner, and whose programs speak French."""
     support.need("sshd", "ssh", root=True)
     with support.public_directory() as directory:
         environment = support.french_locale(directory)
@@ -52,10 +52,10 @@ def french_host(python: str) -> collections.abc.Iterator[SshHost]:
             yield host
 
 
-#: An interpreter that is missing itself, and one that another program does not find.
 each_missing = pytest.mark.parametrize(
     "missing", [["/nonexistent/bin/python3"], ["/usr/bin/env", "python9"]], ids=["path", "env"]
 )
+"""An interpreter that is missing itself, and one that another program does not find."""
 
 
 @each_missing
@@ -67,9 +67,7 @@ def test_missing_behind_a_french_noisy_login_shell(
 
 @pytest.fixture(scope="module")
 def login(server: SshHost, trusted: support.User, python: str) -> collections.abc.Iterator[Context]:
-    """
-    The context of a user who may become anyone.
-    """
+    """The context of a user who may become anyone."""
     context = server.serialized(name="bastion", username=trusted.name)
     # Whoever goes through it shares it, and need not wait for a login.
     with Proxy({"method_name": "doas", "python_path": [python], "via": context}):
@@ -78,9 +76,7 @@ def login(server: SshHost, trusted: support.User, python: str) -> collections.ab
 
 @pytest.fixture(scope="module")
 def chain(login: Context, container: Container, python: str) -> collections.abc.Iterator[Context]:
-    """
-    The context of a user in a container who may become root there with su.
-    """
+    """The context of a user in a container who may become root there with su."""
     sudo = {"method_name": "sudo", "name": "admin", "python_path": [python], "via": login}
     podman = {**in_podman(container, [python], container.user), "via": sudo}
     su = {"method_name": "su", "python_path": [python], "password": container.root_password}
@@ -99,9 +95,7 @@ def place(
     container: Container,
     chain: Context,
 ) -> Context:
-    """
-    The context of an interpreter somewhere, without its python_path.
-    """
+    """The context of an interpreter somewhere, without its python_path."""
     other = {"username": asked.name, "password": asked.password}
     root = {"password": container.root_password}
     contexts: dict[str, Context] = {
@@ -179,9 +173,7 @@ def assert_fails(context: Context, cause: Cause, user: str | None, address: str 
 def wrong_options(
     mitogen_ssh_host: SshHost, tmp_path: pathlib.Path
 ) -> dict[str, tuple[Cause, Context]]:
-    """
-    Options of ssh that can't connect to the host, and why.
-    """
+    """Options of ssh that can't connect to the host, and why."""
     isolated = tmp_path / "ssh"
     isolated.write_text('#!/bin/sh\nexec unshare --net -- ssh "$@"\n')
     isolated.chmod(0o755)
@@ -224,13 +216,13 @@ def test_why_ssh_fails(
     assert_fails(context, cause, context["username"], context["hostname"])
 
 
-#: Why one can't become another user: the cause, the methods, who logs in, and the options.
 NOT_BECOMING: list[tuple[Cause, str, str, Context]] = [
     (Cause.PASSWORD_WRONG, "sudo su doas", "asked", {"password": "Wr0ng-as-can-be"}),
     (Cause.PASSWORD_REQUIRED, "sudo su doas", "asked", {}),
     (Cause.NOT_ALLOWED, "sudo doas", "user", {}),
     (Cause.UNKNOWN_USER, "sudo su doas", "trusted", {"username": "nobody-of-that-name"}),
 ]
+"""Why one can't become another user: the cause, the methods, who logs in, and the options."""
 
 
 @pytest.mark.parametrize(

@@ -30,13 +30,11 @@ class Watch:
 
     def __init__(self, *secrets: str) -> None:
         self.secrets = secrets
-        #: The secrets that were found, and where.
         self.found: set[tuple[str, str]] = set()
+        """The secrets that were found, and where."""
 
     def look(self) -> None:
-        """
-        Look once, as root, who sees all.
-        """
+        """Look once, as root, who sees all."""
         for process in pathlib.Path("/proc").glob("[0-9]*"):
             for part in ("cmdline", "environ"):
                 self.look_at(process / part)
@@ -53,9 +51,7 @@ class Watch:
 
     @contextlib.contextmanager
     def watching(self) -> collections.abc.Iterator[None]:
-        """
-        Look again and again while the block runs.
-        """
+        """Look again and again while the block runs."""
         done = threading.Event()
 
         def run() -> None:
@@ -85,9 +81,7 @@ def all_logs(caplog: pytest.LogCaptureFixture) -> None:
 def context(
     request: pytest.FixtureRequest, user: support.User, asked: support.User, server: SshHost
 ) -> Context:
-    """
-    The context of a method that needs a password, after a login that needs one too.
-    """
+    """The context of a method that needs a password, after a login that needs one too."""
     method = request.param
     ssh = server.serialized(username=asked.name, password=asked.password, identity_file=None)
     ssh["ssh_args"] = [*ssh["ssh_args"], "-o", "PubkeyAuthentication=no"]
@@ -110,9 +104,7 @@ def assert_not_logged(caplog: pytest.LogCaptureFixture, secret: str) -> None:
 
 
 def texts_of(proxy: Proxy) -> str:
-    """
-    What the objects of an open connection look like.
-    """
+    """Return what the objects of an open connection look like."""
     connection = support.connection_of(proxy)
     link = connection.link
     stream = link.router.stream_by_id(link.context.context_id)

@@ -152,12 +152,12 @@ def test_a_function_beside_a_handler_runs_with_all_that_it_imports(
     assert not caplog.records
 
 
-#: What nothing needs that was called.
 OTHERS = [
     "toplevel_canary", "inmanta", "inmanta.resources", "inmanta_plugins.webapp.secret",
     "inmanta_plugins.needy.between", "toplevel_tool.unneeded", "pytest", "ansible_mitogen",
     "inmanta_plugins.mitogen.connections.hub", "test_serve", "conftest", "yaml",
 ]  # fmt: skip
+"""What nothing needs that was called."""
 
 
 def test_any_other_module_is_refused(proxy: Proxy, remote: types.ModuleType) -> None:

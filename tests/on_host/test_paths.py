@@ -17,15 +17,13 @@ from inmanta_mitogen.staged import StagedWrite
 
 pytestmark = [support.requires_root, pytest.mark.usefixtures("nothing_left")]
 
-#: Prints the error of a put.
 TRY_TO_PUT = "try: put(args[0], b'new')\nexcept PermissionError as error: print(error)"
+"""Prints the error of a put."""
 
 
 @pytest.fixture
 def victim(public: Path) -> Path:
-    """
-    A file of root's, in a directory of root's.
-    """
+    """A file of root's, in a directory of root's."""
     file = public / "victim" / "file"
     file.parent.mkdir(0o755)
     file.write_bytes(b"precious")
@@ -35,9 +33,7 @@ def victim(public: Path) -> Path:
 
 @pytest.fixture
 def shared(public: Path) -> Path:
-    """
-    A directory where everyone may create files, as /tmp is.
-    """
+    """A directory where everyone may create files, as /tmp is."""
     path = public / "shared"
     path.mkdir()
     path.chmod(0o1777)
@@ -184,9 +180,7 @@ def test_a_link_that_is_swapped_in_at_any_step_is_not_followed(
 
 
 def swap_for_link(path: Path, victim: Path) -> None:
-    """
-    Make a path a link of Mallory's, to the victim or to its directory as it is one itself.
-    """
+    """Make a path a link of Mallory's, to the victim or to its directory as it is one itself."""
     target = victim.parent if path.is_dir() else victim
     with contextlib.suppress(FileNotFoundError):
         path.rename(path.with_name("away"))

@@ -22,16 +22,14 @@ from inmanta_mitogen import process, run
 from inmanta_mitogen.failures import CommandTimeoutError
 from support import wait_until
 
-#: Long enough that only a killed one ends within the test.
 FOREVER = "1000"
+"""Long enough that only a killed one ends within the test."""
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 def start_python(code: str, cwd: Path) -> "subprocess.Popen[str]":
-    """
-    Start code that runs commands in an interpreter of its own.
-    """
+    """Start code that runs commands in an interpreter of its own."""
     return subprocess.Popen(
         [sys.executable, "-c", f"from inmanta_mitogen import process, run\n{code}"],
         cwd=cwd,
@@ -44,7 +42,7 @@ def start_python(code: str, cwd: Path) -> "subprocess.Popen[str]":
 @contextlib.contextmanager
 def killed_at_the_end(pid_file: Path) -> Iterator[Callable[[], int]]:
     """
-    Ends a process that a test leaves behind on purpose.
+    End a process that a test leaves behind on purpose.
 
     :return: What waits for its process id.
     """

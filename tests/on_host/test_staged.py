@@ -293,9 +293,7 @@ def test_put_does_not_mistake_the_path_that_a_link_of_procfs_shows_for_where_it_
 
 @pytest.fixture
 def bound(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
-    """
-    A file, and another one that it is mounted on, on a file system of a megabyte.
-    """
+    """A file, and another one that it is mounted on, on a file system of a megabyte."""
     target = tmp_path / "target"
     target.touch()
     with small_disk(tmp_path) as disk:
@@ -321,9 +319,7 @@ def test_put_writes_a_bind_mounted_file_in_place(bound: tuple[Path, Path]) -> No
 
 @pytest.fixture
 def closed(public: Path) -> Path:
-    """
-    A file that Alice may write, in a directory that she may not.
-    """
+    """A file that Alice may write, in a directory that she may not."""
     support.need(root=True)
     file = public / "file"
     file.write_bytes(OLD)
@@ -373,12 +369,12 @@ def test_put_in_place_that_fails_in_the_middle_restores_a_small_file_or_says_tha
     assert (closed.read_bytes() == old) == (size <= 16 << 20)
 
 
-#: Makes this process one whose file system can't rename, as some of FUSE can't.
 REFUSE_RENAMES = """
 def refuse(event, _):
     if event == 'os.rename': raise OSError(38, 'Function not implemented')
 sys.addaudithook(refuse)
 """
+"""Makes this process one whose file system can't rename, as some of FUSE can't."""
 
 
 @pytest.mark.parametrize("exists", [True, False], ids=["old file", "new file"])

@@ -34,9 +34,7 @@ std::AgentConfig(agentname="here")
 
 
 def has(content: str, mode: int | None = None) -> Check:
-    """
-    A check that a file has this content and mode.
-    """
+    """Return a check that a file has this content and mode."""
     return lambda path: path.read_text("utf-8") == content and mode in (None, mode_of(path))
 
 
@@ -46,8 +44,6 @@ def mode_of(path: pathlib.Path) -> int:
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 
-#: Resources by their type: the attributes beside host and purged, where DIR stands for the test's
-#: directory; the name of what it makes there; and whether that is as it should be.
 CASES: dict[str, tuple[str, str, Check]] = {
     "fs::File": (
         f'path="DIR/motd", content="welcome\\n", mode=640, owner="{ME}"',
@@ -89,6 +85,8 @@ CASES: dict[str, tuple[str, str, Check]] = {
         has("hello\n"),
     ),
 }
+"""Resources by their type: the attributes beside host and purged, where DIR stands for the test's
+directory; the name of what it makes there; and whether that is as it should be."""
 
 
 def model(directory: pathlib.Path, types: list[str], purged: str) -> str:
@@ -99,9 +97,7 @@ def model(directory: pathlib.Path, types: list[str], purged: str) -> str:
 
 
 def deployed(project: Project) -> set[tuple[str, const.Change]]:
-    """
-    Deploy all resources, and return their types, each with what had to be done.
-    """
+    """Deploy all resources, and return their types, each with what had to be done."""
     done = project.deploy_all()
     done.assert_all()
     return {(resource.id.entity_type, ctx.change) for resource, ctx in done.results.items()}
@@ -200,7 +196,6 @@ def test_a_podman_network_is_created_and_removed(project: Project) -> None:
         support.execute("podman", "network", "rm", "-f", name)
 
 
-#: Resources that have a context of their own, by what makes them.
 EXPORTED = {
     "apt::Package": 'apt::Package(host=host, name="nginx", via=other)',
     "fs::ConfigFile": 'apt::Repository(host=host, name="r", base_url="http://r.example", '
@@ -211,6 +206,7 @@ EXPORTED = {
     "podman::ImageFromRegistry": "podman::ImageFromRegistry("
     'host=host, name="docker.io/debian:12", via=other)',
 }
+"""Resources that have a context of their own, by what makes them."""
 
 
 def test_resources_are_exported_with_their_own_context(project: Project) -> None:
@@ -234,9 +230,7 @@ def test_resources_are_exported_with_their_own_context(project: Project) -> None
 
 
 def logged(project: Project) -> str:
-    """
-    All that the last deploy sent to the orchestrator's log of its resource.
-    """
+    """All that the last deploy sent to the orchestrator's log of its resource."""
     assert project.ctx is not None
     return repr([log.to_dict() for log in project.ctx.logs])
 

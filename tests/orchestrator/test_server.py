@@ -15,7 +15,6 @@ from testbed.servers import Postgres, orchestrator
 
 pytestmark = pytest.mark.timeout(600)
 
-#: Values that a handler passes to a function on the host, as expressions.
 VALUES = {
     "nul": r"'a\x00b'",
     "surrogate": r"'a\ud800b'",
@@ -23,12 +22,11 @@ VALUES = {
     "tuple-keys": "{(1, 2): 3, None: 4}",
     "bytes": r"b'\x00\xff'",
 }
+"""Values that a handler passes to a function on the host, as expressions."""
 
-#: Functions in files beside the handler.
 FUNCTIONS = {"good": "remote.probe", "needy": "needy.probe"}
+"""Functions in files beside the handler."""
 
-#: The files of a module whose handler calls functions with odd values, and functions of its own. It
-#: is packaged as that of the tutorial.
 MODULE = {
     "model/_init.cf": """
         import mitogen
@@ -94,15 +92,15 @@ MODULE = {
             return str(inmanta.const.Change.created)
     """,
 }
+"""The files of a module whose handler calls functions with odd values, and functions of its own. It
+is packaged as that of the tutorial."""
 
-#: Of each resource, by its name, what became of it, and its log.
 Deployed = dict[str, tuple[Resource, list[LogRecord]]]
+"""Of each resource, by its name, what became of it, and its log."""
 
 
 def model(python: str) -> str:
-    """
-    Return the model: this machine, which runs calls with that interpreter, and its resources.
-    """
+    """Return the model: this machine, which runs calls with that interpreter, and its resources."""
     here = f'mitogen::Local(name="here", python_path=[{json.dumps(python)}])'
     resources = [
         f'probe::Probe(host=here, name="{name}", expression=r"{text}")'
@@ -148,9 +146,7 @@ def deployed() -> Deployed:
 
 
 def files_of_module() -> dict[str, str]:
-    """
-    Return the files of the module, with those that package it.
-    """
+    """Return the files of the module, with those that package it."""
     tutorial = CHECKOUT / "docs" / "tutorial" / "envfile"
     return MODULE | {
         name: (tutorial / name).read_text().replace("envfile", "probe")

@@ -34,14 +34,14 @@ CODE = ("inmanta_plugins", "inmanta_mitogen", "pytest_inmanta_mitogen", "tests",
 
 def blocks(page: pathlib.Path, language: str) -> list[str]:
     """
-    The code of one language on a page.
+    Return the code of one language on a page.
     """
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
 
 
 def tables(page: pathlib.Path) -> list[list[dict[str, str]]]:
     """
-    The tables on a page: for each row, the cells by the names of their columns.
+    Return the tables on a page: for each row, the cells by the names of their columns.
     """
     found = []
     for table in re.findall(r"(?:^\|.*\|\n)+", page.read_text(), re.M):
@@ -64,7 +64,7 @@ def column(page: pathlib.Path, name: str) -> list[str]:
 
 def definitions(page: pathlib.Path) -> dict[str, str]:
     """
-    The terms of the definition lists on a page, without their backticks, and what is said of each:
+    Return the terms of the definition lists on a page, without backticks, and what is said of each:
     a paragraph a line.
     """
     found = re.findall(r"^(\S.*)\n((?:: .*\n)(?:(?:  .*)?\n)*)", page.read_text(), re.M)
@@ -78,7 +78,7 @@ def definitions(page: pathlib.Path) -> dict[str, str]:
 
 def named(prefix: str) -> set[str]:
     """
-    The names in the code that begin so.
+    Return the names in the code that begin so.
     """
     texts = [file.read_text() for folder in CODE for file in (ROOT / folder).rglob("*.py")]
     return {name for text in texts for name in re.findall(rf'"({prefix}[A-Z_]+)"', text)}

@@ -98,7 +98,6 @@ def test_each_private_name_of_mitogen_is_one_whose_form_is_tested() -> None:
 
 core, parent = mitogen.core, mitogen.parent
 
-#: Functions of modules and classes, with the names of their parameters.
 FUNCTIONS: dict[tuple[object, str], str] = {
     (core.Latch, "_on_fork"): "",
     (core.Side, "_on_fork"): "",
@@ -112,6 +111,7 @@ FUNCTIONS: dict[tuple[object, str], str] = {
     (parent.Connection, "_fail_connection"): "self exc",
     (core.MitogenProtocol, "_send"): "self msg",
 }
+"""Functions of modules and classes, with the names of their parameters."""
 
 
 @pytest.mark.parametrize(("owner", "name"), FUNCTIONS)
@@ -186,3 +186,8 @@ def test_a_host_gets_the_code_of_our_files_on_the_lines_that_it_has_here(
     sent, source = module.sent_source.decode(), path.read_text()
     assert without_docstrings(ast.parse(sent)) == without_docstrings(ast.parse(source))
     assert '"""' not in sent
+
+
+def test_attributes_are_documented_by_a_string_below_them() -> None:
+    others = re.compile(r"^ *(#: |:attr )", re.MULTILINE)
+    assert not [source for source in SOURCES if others.search(source.read_text())]

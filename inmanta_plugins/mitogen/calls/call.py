@@ -15,25 +15,22 @@ from inmanta_plugins.mitogen.errors import CallTimeoutError
 
 @dataclasses.dataclass(eq=False)
 class Call:
-    """
-    One remote call under way.
-
-    :attr function: The function that is called.
-    :attr args: Its positional arguments.
-    :attr kwargs: Its keyword arguments.
-    :attr context_name: Where it is called, for people.
-    :attr call_timeout: The seconds it may take; None for no limit.
-    :attr connection: The connection that it goes through.
-    """
+    """One remote call under way."""
 
     function: Function
+    """The function that is called."""
     args: tuple[object, ...]
+    """Its positional arguments."""
     kwargs: dict[str, object]
+    """Its keyword arguments."""
     context_name: str
+    """Where it is called, for people."""
     call_timeout: float | None
+    """The seconds it may take; None for no limit."""
     started: float = dataclasses.field(default_factory=time.monotonic)
     inbox: queue.SimpleQueue[Answer] = dataclasses.field(default_factory=queue.SimpleQueue)
     connection: Connection | None = None
+    """The connection that it goes through."""
     was_sent: bool = False
     prefetched: bool = False
     _deadline: float = math.inf

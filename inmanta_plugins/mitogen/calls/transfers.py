@@ -193,15 +193,15 @@ class _Chunks:
 
     :param transfer: The transfer.
     :param max_size: The most bytes to accept, None for any number.
-    :attr received: How many bytes came so far.
-    :attr last: What followed them.
     """
 
     def __init__(self, transfer: Transfer, max_size: int | None) -> None:
         self._transfer = transfer
         self._max_size = max_size
         self.received = 0
+        """How many bytes came so far."""
         self.last: object = None
+        """What followed them."""
         for _ in range(WINDOW):
             transfer.ask(host.next_chunk)
 

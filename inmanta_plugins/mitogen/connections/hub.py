@@ -27,9 +27,11 @@ from inmanta_plugins.mitogen.texts import hops_of
 
 def context_hash(serialized_context: Serialized) -> str:
     """
+    Return the md5 hex digest of the JSON text of a context: equal for equal contexts.
+
+    A key for caches, no protection of anything.
+
     :param serialized_context: A serialized context.
-    :return: The md5 hex digest of its JSON text with sorted keys: equal for equal contexts. A key
-        for caches, no protection of anything.
     """
     text = json.dumps(serialized_context, sort_keys=True)
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
@@ -66,14 +68,13 @@ def build_context(
 class _SharedHop:
     """
     A hop that several connections may go through. Its first user connects it, or fails to for all.
-
-    :attr users: How many use it.
-    :attr via: The hop before it.
     """
 
     def __init__(self) -> None:
         self.users = 0
+        """How many use it."""
         self.via: _SharedHop | None = None
+        """The hop before it."""
         self.connecting = threading.Lock()
         self.link: Link | None = None
         self.failure: Exception | None = None
@@ -209,6 +210,8 @@ _inherited: weakref.WeakSet[Any] = weakref.WeakSet()
 
 def watch_forks(what: object) -> None:
     """
+    Have an object told of forks.
+
     :param what: Its method `after_fork_in_child` is called in each child that this process forks,
         for as long as it lives.
     """

@@ -18,36 +18,33 @@ from collections.abc import Sequence
 
 from inmanta_plugins.mitogen import settings
 
-#: The oldest Python that runs the host's half of this module. (mitogen 0.3.45 to 0.3.54 themselves
-#: start on 2.7 and on 3.6 and newer, by their metadata and by trying.)
 MINIMUM = (3, 6)
+"""The oldest Python that runs the host's half of this module. (mitogen 0.3.45 to 0.3.54 themselves
+start on 2.7 and on 3.6 and newer, by their metadata and by trying.)"""
 
 
 class Status(enum.Enum):
     """What became of a requested interpreter, by the word that the scripts have for it."""
 
     USABLE = "usable"
-    #: Nothing is there, or nothing that anybody could execute.
     MISSING = "missing"
-    #: The user may not execute it, though others may, or may not search the directory it is in.
+    """Nothing is there, or nothing that anybody could execute."""
     PERMISSION_DENIED = "denied"
-    #: It runs, and is older than :data:`MINIMUM`.
+    """The user may not execute it, though others may, or may not search the directory it is in."""
     TOO_OLD = "old"
-    #: It starts, and ends without having run any code; also when it does not answer.
+    """It runs, and is older than :data:`MINIMUM`."""
     FAILED = "failed"
+    """It starts, and ends without having run any code; also when it does not answer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Interpreter:
-    """
-    An interpreter of a host, which ran.
-
-    :attr path: Its absolute path.
-    :attr version: Its version, as in ``"3.11.2"``.
-    """
+    """An interpreter of a host, which ran."""
 
     path: str
+    """Its absolute path."""
     version: str
+    """Its version, as in ``"3.11.2"``."""
 
     @property
     def version_info(self) -> tuple[int, ...]:
@@ -60,40 +57,39 @@ class Interpreter:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """
-    What a host said about its interpreters.
-
-    :attr status: Whether the one that it was asked for can be used, and if not, why.
-    :attr exit_status: What that ended with, as a shell counts (128 and more for a signal); None
-        where it was not started.
-    :attr version: Its version, as in ``"3.11.2"``; empty when it did not tell.
-    :attr name: Its name, which is not always the first element of the ``python_path``:
-        ``python9`` of ``["/usr/bin/env", "python9"]``. ``auto`` after a search without success.
-    :attr output: The end of what it printed, when it failed; else empty.
-    :attr found: All that run, newest first; each once, whatever number of names it has. Empty when
-        the requested one is usable: then no other was looked for.
-    :attr broken: The paths of those that were found and do not run.
-    :attr places: The directories and patterns of directories that were searched, the user's PATH
-        first. Empty when none was.
-    """
+    """What a host said about its interpreters."""
 
     status: Status
+    """Whether the one that it was asked for can be used, and if not, why."""
     exit_status: int | None
+    """What that ended with, as a shell counts (128 and more for a signal); None where it was not
+    started."""
     version: str
+    """Its version, as in ``"3.11.2"``; empty when it did not tell."""
     name: str
+    """Its name, which is not always the first element of the ``python_path``: ``python9`` of
+    ``["/usr/bin/env", "python9"]``. ``auto`` after a search without success."""
     output: str
+    """The end of what it printed, when it failed; else empty."""
     found: tuple[Interpreter, ...] = ()
+    """All that run, newest first; each once, whatever number of names it has. Empty when the
+    requested one is usable: then no other was looked for."""
     broken: tuple[str, ...] = ()
+    """The paths of those that were found and do not run."""
     places: tuple[str, ...] = ()
+    """The directories and patterns of directories that were searched, the user's PATH first. Empty
+    when none was."""
 
 
 def probe_command(python_path: Sequence[str]) -> list[str]:
     """
+    Return a ``python_path`` to connect with, by the same method and to the same hop.
+
+    The connection fails always, since it starts no mitogen; the text of the error is for
+    :func:`parse_report`. It is an authentication of its own. It takes as long as the interpreters
+    need to tell their versions, at most about 15 seconds.
+
     :param python_path: The interpreter in question, with its arguments: what mitogen would start.
-    :return: A ``python_path`` to connect with, by the same method and to the same hop. The
-        connection fails always, since it starts no mitogen; the text of the error is for
-        :func:`parse_report`. It is an authentication of its own. It takes as long as the
-        interpreters need to tell their versions, at most about 15 seconds.
     """
     # An empty argument would get lost on the way through su.
     requested = [element for element in python_path if element] or [" "]
@@ -106,20 +102,23 @@ def probe_command(python_path: Sequence[str]) -> list[str]:
 
 def auto_command() -> list[str]:
     """
-    :return: A ``python_path`` that starts the best interpreter of the host: the newest Python 3, at
-        least :data:`MINIMUM`, among the usual names and places. Only those that really run count; a
-        debug build, a pre-release or another implementation than CPython only where there is
-        nothing else. Among equals the one that is first on PATH. Where there is none, the
-        connection fails, and :func:`parse_report` finds in its text that it is missing.
+    Return a ``python_path`` that starts the best interpreter of the host: the newest Python 3, at
+    least :data:`MINIMUM`, among the usual names and places.
+
+    Only those that really run count; a debug build, a pre-release or another implementation than
+    CPython only where there is nothing else. Among equals the one that is first on PATH. Where
+    there is none, the connection fails, and :func:`parse_report` finds in its text that it is
+    missing.
     """
     return list(_command("auto.sh"))
 
 
 def parse_report(text: str) -> Report | None:
     """
+    Return what the host reported, None where no report is in the text: then the command of
+    :func:`probe_command` or :func:`auto_command` was not run, or found an interpreter.
+
     :param text: The text of the error that the connection failed with; it may hold anything else.
-    :return: What the host reported, None where no report is in the text: then the command of
-        :func:`probe_command` or :func:`auto_command` was not run, or found an interpreter.
     """
     requested: tuple[Status, int | None, str, str, str] | None = None
     found: dict[str, Interpreter] = {}
@@ -146,9 +145,12 @@ def parse_report(text: str) -> Report | None:
 
 def describe_found(report: Report) -> str:
     """
+    Return a phrase for people: which interpreters there are, or where none was found, and what was
+    looked for.
+
+    Empty when none was looked for.
+
     :param report: What a host reported.
-    :return: A phrase for people: which interpreters there are, or where none was found, and what
-        was looked for. Empty when none was looked for.
     """
     usable = [each for each in report.found if each.version_info >= MINIMUM]
     parts = []
@@ -210,11 +212,14 @@ def _settings() -> str:
 @functools.cache
 def _command(name: str) -> tuple[str, ...]:
     """
+    Return the command that runs a script on a host.
+
+    It passes unharmed through the layers of quoting on the way: mitogen's for ssh (single quotes)
+    and for su (double quotes, where a backslash keeps ``!`` from nothing), sudo's for a login shell
+    (a backslash before everything but letters, digits and ``$``; one before a line's end swallows
+    it) and login shells that are no POSIX shells.
+
     :param name: The name of a script beside this file.
-    :return: The command that runs it. It passes unharmed through the layers of quoting on the way:
-        mitogen's for ssh (single quotes) and for su (double quotes, where a backslash keeps ``!``
-        from nothing), sudo's for a login shell (a backslash before everything but letters, digits
-        and ``$``; one before a line's end swallows it) and login shells that are no POSIX shells.
     """
     encoded = re.sub(
         r"[$\"'`!\\\n]", lambda match: f"\\0{ord(match[0]):03o}", _script(name).strip()

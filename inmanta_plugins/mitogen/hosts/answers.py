@@ -28,9 +28,12 @@ class UnreadableError(pickle.UnpicklingError):
 
 def read_answer(data: bytes) -> object:
     """
+    Return the value that a host answered with.
+
+    None, bool, int, float, str, bytes, and list, tuple, dict, set and frozenset of these, mitogen's
+    ``Secret`` and ``Blob``, or the ``CallError`` that a call ended with.
+
     :param data: What a host answered: a pickle of protocol 2 to 4, or JSON with a mark before it.
-    :return: The value: None, bool, int, float, str, bytes, and list, tuple, dict, set and frozenset
-        of these, mitogen's ``Secret`` and ``Blob``, or the ``CallError`` that a call ended with.
     :raises UnreadableError: It is anything else, or takes more than :data:`ANSWER_MEMORY` or
         :data:`ANSWER_SECONDS`. Nothing of it has been run.
     """

@@ -24,6 +24,8 @@ class ForwardedLog:
 
     def log(self, data: bytes) -> None:
         """
+        Log a record, unless there are too many.
+
         :param data: What the host sent: the name of its logger, the level and the text.
         """
         needed = settings.LOG_RESUME if self._dropped else 1

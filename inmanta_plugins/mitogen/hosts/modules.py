@@ -34,18 +34,15 @@ Stamp = tuple[object, ...]
 
 
 class Module:
-    """
-    A module of this process that can be sent to a host.
-
-    :attr name: Its full name.
-    :attr stamp: Tells one version of it from another.
-    :attr path: Where its submodules and data files are, for a package; None for any other module.
-    """
+    """A module of this process that can be sent to a host."""
 
     def __init__(self, name: str, source: str, stamp: Stamp, path: list[str] | None) -> None:
         self.name = name
+        """Its full name."""
         self.stamp = stamp
+        """Tells one version of it from another."""
         self.path = path
+        """Where its submodules and data files are, for a package; None for any other module."""
         self._source = source
 
     @functools.cached_property

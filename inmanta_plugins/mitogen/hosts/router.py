@@ -24,21 +24,18 @@ LOGGER = logging.getLogger(__name__)
 
 
 class Guest:
-    """
-    What is known of the host at the other end of a stream.
-
-    :attr connects: How many contexts it was asked to connect, itself or one behind it.
-    :attr blocks: The ids that it may give to them.
-    :attr routes: How often it told of one.
-    """
+    """What is known of the host at the other end of a stream."""
 
     def __init__(self, id: int, name: str, stream: mitogen.core.Stream) -> None:
         self.id = id
         self.name = name
         self.stream = stream
         self.connects = 0
+        """How many contexts it was asked to connect, itself or one behind it."""
         self.blocks: list[range] = []
+        """The ids that it may give to them."""
         self.routes = 0
+        """How often it told of one."""
         self.log = ForwardedLog(name)
         self.served = Served()
         self.strays = 0
@@ -188,7 +185,7 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
         super()._async_route(msg, in_stream)
 
     def _trouble_with(self, msg: mitogen.core.Message, stream: mitogen.core.Stream) -> str:
-        """What is wrong with a message that came on a stream, empty when nothing is."""
+        """Return what is wrong with a message that came on a stream, empty when nothing is."""
         if msg.dst_id != mitogen.context_id:
             return "for another than its agent"
         routes = self._stream_by_id
@@ -245,8 +242,9 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
 
     def guest_of(self, msg: mitogen.core.Message) -> Guest | None:
         """
+        Return the host at the other end of the stream on which a message came.
+
         :param msg: A message that was received.
-        :return: The host at the other end of the stream on which it came.
         """
         return self._guests.get(self._stream_by_id.get(msg.src_id))
 

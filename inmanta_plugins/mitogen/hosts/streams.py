@@ -45,8 +45,9 @@ class Allowance:
 
     def take(self, amount: float = 1) -> bool:
         """
+        Take an amount, if it is left. Return whether it was.
+
         :param amount: What is wanted.
-        :return: Whether it can be had; if not, nothing was taken.
         """
         if self.left < amount:
             return False
@@ -134,8 +135,9 @@ def _guarded_protocol(protocol: type[Any]) -> type[Any]:
 @functools.cache
 def guarded(connection_class: type[Any]) -> type[Any]:
     """
+    Return one of mitogen's ways to connect, with guarded streams.
+
     :param connection_class: One of mitogen's ways to connect.
-    :return: The same with guarded streams.
     """
     watched = hop.watched(connection_class)
     fields = {

@@ -20,7 +20,7 @@ class Variable(ResourceABC):
 
     @classmethod
     def get_key(cls, _: object, entity: "Variable") -> str:
-        """What tells this resource from the others of its agent."""
+        """Return what tells this resource from the others of its agent."""
         return f"{entity.path}:{entity.name}"
 
 
