@@ -16,7 +16,7 @@ from typing import Any, Dict, Generator, Iterator, Optional, Type, Union
 
 import mitogen.core
 
-from inmanta_mitogen.dispatch import KEPT, PACK, RAW
+from inmanta_mitogen.dispatch import CHUNK_SIZE, KEPT, RAW
 from inmanta_mitogen.names import AnyPath, native
 
 transfers: Dict[int, "Generator[Any, Any, None]"] = {}
@@ -44,7 +44,7 @@ def keep(kind: bytes, data: bytes) -> bytes:
 
 def slices(data: bytes) -> "Generator[bytes, Any, None]":
     """Return the pieces in which bytes are sent."""
-    return (data[at : at + PACK] for at in range(0, len(data), PACK))
+    return (data[at : at + CHUNK_SIZE] for at in range(0, len(data), CHUNK_SIZE))
 
 
 def send(number: int, path: AnyPath, max_size: Optional[int]) -> int:
@@ -188,7 +188,7 @@ class SourceFile:
         read = 0
         # Of a file that grows, it stops behind its size. Files of /proc do not tell theirs.
         while read <= self.size or not self.size:
-            chunk = self._file.read(PACK)
+            chunk = self._file.read(CHUNK_SIZE)
             if not chunk:
                 break
             read += len(chunk)

@@ -15,11 +15,11 @@ from typing import Any, Callable, Dict, Generic, List, Tuple, TypeVar
 
 import mitogen.core
 
-PACK = 512 << 10
+CHUNK_SIZE = 512 << 10
 """The most content that one message carries, in bytes. Less, and the memory of whoever sends a
 large content falls into pieces that the C library does not give back: 30 MB with 128 KiB."""
 
-WHOLE = 4 * PACK
+WHOLE = 4 * CHUNK_SIZE
 """The size in bytes of an answer that may be in one message nevertheless. A larger one waits on the
 host, and the agent fetches it in chunks, as many at once as this."""
 
@@ -94,8 +94,8 @@ def call_each(requests: List[bytes], handle: int, econtext: Any) -> mitogen.core
     :return: The message with the last answer.
     """
 
-    def send(pack: List[Tuple[bytes, None]]) -> None:
-        message = _message([answer for answer, _ in pack])
+    def send(batch: List[Tuple[bytes, None]]) -> None:
+        message = _message([answer for answer, _ in batch])
         message.handle = handle
         econtext.master.send(message)
 
@@ -107,7 +107,7 @@ def call_each(requests: List[bytes], handle: int, econtext: Any) -> mitogen.core
         except Exception as error:
             return mitogen.core.Message.pickled(mitogen.core.CallError(error)).data  # type: ignore[no-any-return]  # mitogen is not typed
 
-    answers = Packer(econtext.broker.defer, send)  # type: Packer[None]
+    answers = Batcher(econtext.broker.defer, send)  # type: Batcher[None]
     for request in requests[:-1]:
         answers.put([(answer(request), None)])
     return _message([answer(requests[-1])])
@@ -118,7 +118,7 @@ def _message(answers: List[bytes]) -> mitogen.core.Message:
     return mitogen.core.Message(data=data, enc=mitogen.core.Message.ENC_BIN)
 
 
-class Packer(Generic[T]):
+class Batcher(Generic[T]):
     """
     Sends data when the broker's thread gets to it, as much in one message as waits by then.
 
@@ -156,12 +156,12 @@ class Packer(Generic[T]):
         # Whatever is put from here on calls it again.
         self._is_called = False
         while self._waiting:
-            pack = []  # type: List[Tuple[bytes, T]]
+            batch = []  # type: List[Tuple[bytes, T]]
             size = 0
-            while self._waiting and (not pack or size + len(self._waiting[0][0]) <= PACK):
-                pack.append(self._waiting.popleft())
-                size += len(pack[-1][0])
-            self._send(pack)
+            while self._waiting and (not batch or size + len(self._waiting[0][0]) <= CHUNK_SIZE):
+                batch.append(self._waiting.popleft())
+                size += len(batch[-1][0])
+            self._send(batch)
 
 
 def _answer(

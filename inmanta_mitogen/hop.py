@@ -112,7 +112,7 @@ def _on_prompt(protocol: Any, line: bytes, match: Any) -> None:
 def _end_with_interpreter(encoded: Match[str]) -> str:
     # Mitogen's first stage forks: one process becomes the interpreter, the other one writes the
     # source into its pipe, of which it holds the read end too. So where the interpreter dies, the
-    # writer would wait for ever, and keep the connection open until it times out.
+    # writer would wait forever, and keep the connection open until it times out.
     try:
         source = zlib.decompress(base64.b64decode(encoded.group()), -zlib.MAX_WBITS)
     except (ValueError, zlib.error):

@@ -17,7 +17,7 @@ import typing
 
 import psutil
 
-PATIENCE = 10.0
+END_TIMEOUT = 10.0
 """How long a process has to end by itself before it is killed. In seconds."""
 
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -112,12 +112,12 @@ def working_directory() -> collections.abc.Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def no_orphans(*, patience: float = PATIENCE) -> collections.abc.Iterator[None]:
+def no_orphans(*, timeout: float = END_TIMEOUT) -> collections.abc.Iterator[None]:
     """
     Whatever was started inside is gone at the end, daemons too: Linux hands the orphans among the
     descendants of this process to it.
 
-    :param patience: How long they have to end by themselves before they are killed. In seconds.
+    :param timeout: How long they have to end by themselves before they are killed. In seconds.
     """
     _adopt_orphans(True)
     before = {process.pid for process in psutil.Process().children()}
@@ -127,7 +127,7 @@ def no_orphans(*, patience: float = PATIENCE) -> collections.abc.Iterator[None]:
         # Twice, as a process may have started another while the first ones were ended.
         for _ in range(2):
             orphans = [p for p in psutil.Process().children() if p.pid not in before]
-            end(orphans, patience=patience)
+            end(orphans, timeout=timeout)
         _adopt_orphans(False)
 
 
@@ -194,24 +194,24 @@ def end(
     processes: collections.abc.Sequence[subprocess.Popen[bytes] | psutil.Process],
     *,
     first: signal.Signals = signal.SIGTERM,
-    patience: float = PATIENCE,
+    timeout: float = END_TIMEOUT,
 ) -> None:
     """
     End processes along with all their descendants, and wait until they are gone.
 
     :param processes: The ones to end. Those that ended already are left out.
     :param first: The signal that asks them to end. Descendants that outlive them get SIGTERM.
-    :param patience: How long they have before they are killed. In seconds.
+    :param timeout: How long they have before they are killed. In seconds.
     """
     roots = [found for each in processes if (found := _find(each)) is not None]
     family = {member for root in roots for member in (root, *_descendants(root))}
     _send(roots, first)
-    psutil.wait_procs(roots, timeout=patience)
+    psutil.wait_procs(roots, timeout=timeout)
     family |= {member for known in list(family) for member in _descendants(known)}
     _send(family, signal.SIGTERM)
-    _, alive = psutil.wait_procs(family, timeout=patience / 2)
+    _, alive = psutil.wait_procs(family, timeout=timeout / 2)
     _send(alive, signal.SIGKILL)
-    psutil.wait_procs(alive, timeout=patience)
+    psutil.wait_procs(alive, timeout=timeout)
     for each in processes:
         if isinstance(each, subprocess.Popen):
             # psutil may have taken the exit status; Popen is to know that there is none left.

@@ -92,7 +92,7 @@ E = TypeVar("E", bound=Exception)
 
 def connect_error(context: Context, expected: type[E]) -> E:
     """
-    Connect in vain.
+    Try to connect, which has to fail.
 
     :param context: The serialized context that can't be connected.
     :param expected: The exception that this should raise.
@@ -110,7 +110,7 @@ def connect_error(context: Context, expected: type[E]) -> E:
 
 
 def fails_with(cause: Cause, context: Context) -> ConnectError:
-    """Connect in vain, for this reason."""
+    """Try to connect, which has to fail for this reason."""
     error = connect_error(context, ConnectError)
     assert error.cause is cause
     return error
@@ -362,7 +362,7 @@ def wait_until(
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError(f"Waited {timeout} s in vain until {what}")
+            raise AssertionError(f"Waited {timeout} s, and it is not so yet that {what}")
         time.sleep(0.02)
 
 

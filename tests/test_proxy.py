@@ -19,7 +19,7 @@ import pytest
 
 import inmanta_mitogen
 import support
-from inmanta_mitogen.dispatch import PACK
+from inmanta_mitogen.dispatch import CHUNK_SIZE
 from inmanta_plugins.mitogen import (
     CALL_TIMEOUT_ENV_VAR,
     CallTimeoutError,
@@ -302,7 +302,7 @@ def test_commands_run(proxy: Proxy, recorder: Recorder) -> None:
 def test_methods_for_files_work_with_names_outside_the_locale_of_the_host(
     interpreter: support.Interpreter, tmp_path: Path
 ) -> None:
-    directory, content = tmp_path / "\u00e9t\u00e9", os.urandom(3 * PACK)
+    directory, content = tmp_path / "\u00e9t\u00e9", os.urandom(3 * CHUNK_SIZE)
     file, link, copy = (str(directory / name) for name in ("f\u00eate", "li\u00e9", "\u65e5"))
     ascii_only = ["env", "LC_ALL=C", "PYTHONUTF8=0", "PYTHONCOERCECLOCALE=0", interpreter.path]
     with Proxy({**LOCAL, "python_path": ascii_only}) as proxy:

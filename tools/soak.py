@@ -4,7 +4,7 @@ Works through a host for some minutes while everything around it fails, and coun
 Puts, runs and reads go over ssh and over sudo behind ssh, from several threads. Meanwhile, at
 random, interpreters, ssh clients, sudos and sessions are killed, the host freezes, and the server
 restarts. At the end it prints a tally and checks that no file was ever partial, that nothing ran
-twice, that nothing waited for ever and that nothing is left. It exits with 0 only if all of this
+twice, that nothing waited forever and that nothing is left. It exits with 0 only if all of this
 holds.
 
 The host is a throwaway ssh server on this machine; sudo to root has to need no password.
@@ -46,11 +46,11 @@ FILES = 6
 THREADS_PER_PROXY = 2
 PROXIES_PER_METHOD = 2
 CALL_TIMEOUT = 5.0
-# More than a CALL_TIMEOUT at times, so that some calls are given up.
+# More than a CALL_TIMEOUT at times, so that some calls are terminated.
 LONGEST_FREEZE = 8.0
 LARGEST_CONTENT = 2_000_000
 # How long an operation may take: to find out that the connection is lost, and to reconnect.
-PATIENCE = 120.0
+WAIT_SECONDS = 120.0
 
 
 def content(rng: random.Random) -> bytes:
@@ -285,11 +285,11 @@ def finish(
     proxies: list[Proxy], threads: list[threading.Thread], work: Work, host: SshHost
 ) -> None:
     tally = work.tally
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + WAIT_SECONDS
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
     if hung := [thread.name for thread in threads if thread.is_alive()]:
-        tally.wrong.append(f"still waiting after {PATIENCE:.0f} s: {', '.join(hung)}")
+        tally.wrong.append(f"still waiting after {WAIT_SECONDS:.0f} s: {', '.join(hung)}")
         faulthandler.dump_traceback()
         return
     # All faults are over: now everything has to work.

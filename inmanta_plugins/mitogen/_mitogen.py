@@ -151,7 +151,7 @@ def forget_ended(router=None):  # type: (Any) -> None
 def reset_after_fork() -> None:
     """Do in a forked child what mitogen does in its own: the descriptors are the parent's."""
     # Mitogen logs it, and another thread may have held the lock of a log's file: then the child,
-    # which may be one that is to become ssh, would wait for ever.
+    # which may be one that is to become ssh, would wait forever.
     before = logging.root.manager.disable
     logging.disable()
     mitogen.core.Latch._on_fork()
@@ -200,6 +200,6 @@ def _history_in_any_encoding(streams: Iterable[mitogen.core.Stream | None]) -> s
 
 
 # Mitogen's own decodes it as UTF-8. What a host in another locale printed before it failed raises
-# then on the broker's thread, and whoever waits for that connection waits for ever.
+# then on the broker's thread, and whoever waits for that connection waits forever.
 _parent: Any = mitogen.parent
 _parent.get_history = _history_in_any_encoding

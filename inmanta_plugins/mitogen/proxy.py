@@ -14,7 +14,7 @@ import inmanta.agent.handler
 import inmanta_mitogen
 import mitogen.parent
 from inmanta_mitogen.chunks import SourceFile, slices
-from inmanta_mitogen.dispatch import PACK
+from inmanta_mitogen.dispatch import CHUNK_SIZE
 from inmanta_plugins.mitogen import settings
 from inmanta_plugins.mitogen.calls import prefetch, request, transfers
 from inmanta_plugins.mitogen.calls.call import Call
@@ -72,7 +72,7 @@ class Proxy:
         threads that the host runs first count; connecting again does not, which the context's
         ``connect_timeout`` limits. None, the default, takes the
         environment variable INMANTA_MITOGEN_CALL_TIMEOUT; without that too there is no limit.
-    :raises ValueError: `call_timeout`, or the variable, is no number of seconds above 0.
+    :raises ValueError: `call_timeout`, or the variable, is not a number of seconds above 0.
     """
 
     def __init__(
@@ -460,7 +460,7 @@ class Proxy:
             from inmanta_mitogen.staged import as_bytes
 
             data = bytes(as_bytes(content))
-        if isinstance(data, bytes) and len(data) > PACK:
+        if isinstance(data, bytes) and len(data) > CHUNK_SIZE:
             self._upload(data, path, lambda: slices(data), len(data), in_place)
         else:
             more: dict[str, Any] = {"in_place": True} if in_place else {}

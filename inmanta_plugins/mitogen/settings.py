@@ -73,7 +73,7 @@ PROBE_OUTPUT: Final = 1500
 
 # Limits on what a host may send
 
-MOST_STRAYS: Final = 1_000
+MOST_REJECTED: Final = 1_000
 """How many messages that nothing asked for a host may send before it is cut off."""
 MOST_REFUSALS: Final = 100
 """How many refused names are remembered for each host, so as to log each once."""

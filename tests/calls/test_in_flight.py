@@ -9,7 +9,7 @@ from pathlib import Path
 import far_side
 import pytest
 
-from inmanta_mitogen.dispatch import PACK, WHOLE
+from inmanta_mitogen.dispatch import CHUNK_SIZE, WHOLE
 from inmanta_plugins.mitogen import (
     CallTimeoutError,
     Proxy,
@@ -65,7 +65,7 @@ def test_calls_in_flight_when_the_host_is_lost_fail_and_are_not_repeated(
     assert own_proxy.submit(far_side.echo, 1).result(60) == [[1], {}]
 
 
-def test_a_submitted_call_that_takes_too_long_is_given_up() -> None:
+def test_a_submitted_call_that_takes_too_long_is_terminated() -> None:
     with Proxy(dict(LOCAL), call_timeout=1.0) as proxy:
         proxy.remote_call(far_side.echo)
         late = proxy.submit(far_side.nap, 600)
@@ -80,7 +80,9 @@ def test_a_submitted_call_that_takes_too_long_is_given_up() -> None:
 # In one message
 
 
-def test_calls_that_come_together_travel_in_one_message(proxy: Proxy, messages: list[int]) -> None:
+def test_calls_that_come_together_are_sent_in_one_message(
+    proxy: Proxy, messages: list[int]
+) -> None:
     with together(proxy):
         futures = [proxy.submit(far_side.echo, number) for number in range(100)]
     assert [future.result(60) for future in futures] == [[[n], {}] for n in range(100)]
@@ -88,16 +90,16 @@ def test_calls_that_come_together_travel_in_one_message(proxy: Proxy, messages: 
 
 
 def test_large_calls_do_not_become_one_larger_message(proxy: Proxy, messages: list[int]) -> None:
-    large = "x" * (PACK // 3)
+    large = "x" * (CHUNK_SIZE // 3)
     with together(proxy):
         futures = [proxy.submit(far_side.echo, large, number) for number in range(10)]
     assert [future.result(60) for future in futures] == [[[large, n], {}] for n in range(10)]
     assert len(messages) == 5
-    assert max(messages) < PACK * 1.1
+    assert max(messages) < CHUNK_SIZE * 1.1
 
 
 def test_large_results_come_back_in_order(proxy: Proxy) -> None:
-    sizes = [WHOLE * 2, 1, PACK // 2, PACK // 2, PACK * 2, 1, WHOLE + 1]
+    sizes = [WHOLE * 2, 1, CHUNK_SIZE // 2, CHUNK_SIZE // 2, CHUNK_SIZE * 2, 1, WHOLE + 1]
     with together(proxy):
         futures = [proxy.submit(far_side.large, size) for size in sizes]
     assert [len(future.result(60)) for future in futures] == sizes

@@ -20,7 +20,7 @@ import pytest
 
 import support
 from inmanta_mitogen import chunks as host
-from inmanta_mitogen.dispatch import PACK
+from inmanta_mitogen.dispatch import CHUNK_SIZE
 from inmanta_plugins.mitogen import (
     CallTimeoutError,
     Proxy,
@@ -37,7 +37,7 @@ from support import LOCAL, Recorder
 MIB = 1 << 20
 OLD = b"old content"
 # More than the window, and no multiple of a chunk.
-LARGE = 16 * PACK + 12_345
+LARGE = 16 * CHUNK_SIZE + 12_345
 
 Action = collections.abc.Callable[..., object]
 
@@ -72,7 +72,9 @@ def move(request: pytest.FixtureRequest, proxy: Proxy, local_file: Path, far_fil
 # Whole contents
 
 
-@pytest.mark.parametrize("size", [0, PACK - 100, PACK, PACK + 1, PACK * 3, LARGE])
+@pytest.mark.parametrize(
+    "size", [0, CHUNK_SIZE - 100, CHUNK_SIZE, CHUNK_SIZE + 1, CHUNK_SIZE * 3, LARGE]
+)
 def test_content_of_any_size_arrives(
     proxy: Proxy, tmp_path: Path, content: bytes, size: int
 ) -> None:
@@ -111,7 +113,7 @@ def test_files_without_a_size_are_read_to_their_end(proxy: Proxy, tmp_path: Path
 
 
 @pytest.mark.parametrize("way", ["ssh", "compressed", "hop"])
-def test_contents_travel_by_ssh_compressed_or_not_and_through_a_hop(
+def test_contents_are_sent_by_ssh_compressed_or_not_and_through_a_hop(
     mitogen_ssh_host: SshHost, tmp_path: Path, local_file: Path, content: bytes, way: str
 ) -> None:
     context: dict[str, object] = mitogen_ssh_host.serialized(compression=way == "compressed")
@@ -256,7 +258,7 @@ def test_a_file_that_changes_while_it_is_moved_is_not_written(
     proxy: Proxy, move: Action, far_file: Path, local_file: Path, change: Action
 ) -> None:
     def progress(moved: int, total: int) -> None:
-        if moved == PACK:
+        if moved == CHUNK_SIZE:
             change(local_file)
 
     with pytest.raises((OSError, RemoteException), match="was changed while it was read"):
@@ -270,7 +272,7 @@ def test_a_file_that_changes_while_it_is_moved_is_not_written(
 def test_a_put_that_the_host_has_no_room_for_keeps_the_old_file(
     own_proxy: Proxy, far_file: Path, content: bytes
 ) -> None:
-    limits = (4 * PACK, resource.RLIM_INFINITY)
+    limits = (4 * CHUNK_SIZE, resource.RLIM_INFINITY)
     own_proxy.remote_call(resource.setrlimit, int(resource.RLIMIT_FSIZE), limits)
     with pytest.raises(RemoteException, match="File too large"):
         own_proxy.put(str(far_file), content)
@@ -284,7 +286,7 @@ def test_a_host_lost_in_a_transfer_is_an_error_and_not_tried_again(
     begins: list[int] = []
 
     def progress(moved: int, total: int) -> None:
-        if moved <= PACK:
+        if moved <= CHUNK_SIZE:
             begins.append(moved)
             os.kill(pid, signal.SIGKILL)
 
@@ -353,7 +355,7 @@ def test_the_call_timeout_holds_while_chunks_are_moved(proxy: Proxy, move: Actio
 def test_large_results_of_any_kind_arrive(proxy: Proxy) -> None:
     values = [
         [{"key": number, "list": [None, 1.5, b"x"]} for number in range(20_000)],
-        ("x" * PACK,),
+        ("x" * CHUNK_SIZE,),
     ]
     assert proxy.remote_call(far_side.echo, *values) == [values, {}]
 

@@ -39,7 +39,7 @@ def behind(hop: Context, **options: object) -> Context:
 
 
 def router() -> mitogen.master.Router:
-    # Mitogen's watcher of the main thread would stay for ever.
+    # Mitogen's watcher of the main thread would stay forever.
     return mitogen.master.Router(mitogen.master.Broker(install_watcher=False))
 
 

@@ -237,7 +237,7 @@ def test_a_long_output_comes_back_from_its_end(router: Router) -> None:
 
 
 @pytest.fixture
-def little_patience(monkeypatch: pytest.MonkeyPatch) -> collections.abc.Iterator[None]:
+def short_timeout(monkeypatch: pytest.MonkeyPatch) -> collections.abc.Iterator[None]:
     """Have hosts wait for an interpreter's answer for two seconds instead of five."""
     monkeypatch.setattr("inmanta_plugins.mitogen.settings.PROBE_SECONDS", 2)
     interpreters._command.cache_clear()
@@ -245,8 +245,8 @@ def little_patience(monkeypatch: pytest.MonkeyPatch) -> collections.abc.Iterator
     interpreters._command.cache_clear()
 
 
-@pytest.mark.usefixtures("little_patience")
-def test_a_silent_interpreter_is_given_up(router: Router, there: pathlib.Path) -> None:
+@pytest.mark.usefixtures("short_timeout")
+def test_a_silent_interpreter_is_killed(router: Router, there: pathlib.Path) -> None:
     requested = ask(router, [str(there / "silent")])
     assert requested.status is Status.FAILED
     assert "no answer" in requested.output
@@ -612,8 +612,8 @@ def test_interpreters_without_end_are_not_all_tried(host: Host) -> None:
 
 
 @pytest.mark.parametrize("has_timeout", [True, False])
-@pytest.mark.usefixtures("little_patience")
-def test_silent_interpreters_are_given_up(host: Host, has_timeout: bool) -> None:
+@pytest.mark.usefixtures("short_timeout")
+def test_silent_interpreters_are_killed(host: Host, has_timeout: bool) -> None:
     if not has_timeout:
         timeout = support.find_program("timeout")
         host.hidden.append(timeout or "/usr/bin/timeout")

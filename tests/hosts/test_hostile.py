@@ -20,7 +20,7 @@ import support
 from inmanta_mitogen.dispatch import JSON_MARK, SMALLEST_JSON
 from inmanta_plugins.mitogen import ConnectError, Proxy, RemoteException
 from inmanta_plugins.mitogen.hosts.answers import UnreadableError, read_answer
-from inmanta_plugins.mitogen.settings import ANSWER_SECONDS, LOG_BURST, MOST_STRAYS
+from inmanta_plugins.mitogen.settings import ANSWER_SECONDS, LOG_BURST, MOST_REJECTED
 from pytest_inmanta_mitogen import SshHost
 from support import LOCAL, together
 
@@ -92,22 +92,22 @@ def colliding_keys(count: int, at_once: int) -> bytes:
 
 BOMBS = {
     "a memo index that takes 64 GiB": (b"\x80\x04Nr\xff\xff\xff\x7f.", None),
-    "a text of 1 TiB": (b"\x80\x04\x8d" + struct.pack("<Q", 2**40) + b"x.", "no pickle"),
-    "bytes of 1 EiB": (b"\x80\x04\x8e" + struct.pack("<Q", 2**60) + b"x.", "no pickle"),
+    "a text of 1 TiB": (b"\x80\x04\x8d" + struct.pack("<Q", 2**40) + b"x.", "not a pickle"),
+    "bytes of 1 EiB": (b"\x80\x04\x8e" + struct.pack("<Q", 2**60) + b"x.", "not a pickle"),
     "a key that is nested too deeply to hash": (nested_key(1_000_000), "nested too deeply"),
-    "a key whose hash takes for ever": (doubling_key(100), "too large"),
+    "a key whose hash takes forever": (doubling_key(100), "too large"),
     "an empty set a byte": (b"\x80\x04(" + b"\x8f" * 20 * MIB + b"t.", "more than 512 MiB"),
     "an empty dict a byte": (b"\x80\x04(" + b"}" * 20 * MIB + b"t.", "more than 512 MiB"),
     "bytes by number": (b"\x80\x02cmitogen.core\nBlob\n\x8a\x050000\x10\x85R.", "inconsistent"),
-    "nothing": (b"", "no pickle"),
-    "an operation that is none": (b"\x80\x04\xff.", "no pickle"),
-    "an end without a value": (b"\x80\x04.", "no pickle"),
+    "nothing": (b"", "not a pickle"),
+    "an operation that is none": (b"\x80\x04\xff.", "not a pickle"),
+    "an end without a value": (b"\x80\x04.", "not a pickle"),
     "two values": (b"\x80\x04NN.", None),
-    "an item for a text": (b"\x80\x04\x8c\x01xNa.", "no pickle"),
-    "a list for a key": (b"\x80\x04}]Ns.", "no pickle"),
-    "odd items for a dict": (b"\x80\x04}(Nu.", "no pickle"),
-    "a persistent id": (b"\x80\x04Nx\nQ.", "no pickle"),
-    "an extension": (b"\x80\x04\x82\x01.", "no pickle"),
+    "an item for a text": (b"\x80\x04\x8c\x01xNa.", "not a pickle"),
+    "a list for a key": (b"\x80\x04}]Ns.", "not a pickle"),
+    "odd items for a dict": (b"\x80\x04}(Nu.", "not a pickle"),
+    "a persistent id": (b"\x80\x04Nx\nQ.", "not a pickle"),
+    "an extension": (b"\x80\x04\x82\x01.", "not a pickle"),
     "an object of a class": (b"\x80\x04cos\nPathLike\n)\x81.", "it holds a os.PathLike"),
     "a class alone": (b"\x80\x02cmitogen.core\nSecret\n.", "no plain value"),
 }  # fmt: skip
@@ -292,7 +292,7 @@ def test_bytes_that_are_no_message_end_the_connection(data: bytes, hostile: Prox
     assert hostile.remote_call(far_side.echo) == [[], {}]  # a new one
 
 
-def test_a_message_that_never_ends_is_given_up_with_its_call(hostile: Proxy) -> None:
+def test_a_message_that_never_ends_ends_with_its_call(hostile: Proxy) -> None:
     hostile.call_timeout = 0.5
     with pytest.raises(RemoteException, match="did not end"):
         hostile.remote_call(hostile_side.announce, 100 * MIB, b"x" * MIB)
@@ -307,7 +307,7 @@ def test_an_answer_to_no_call_is_refused(hostile: Proxy, caplog: pytest.LogCaptu
 
 def test_a_host_that_goes_on_is_cut_off(hostile: Proxy, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(RemoteException, match="connection was lost"):
-        hostile.remote_call(hostile_side.send, 4711, b"x", MOST_STRAYS + 50_000)
+        hostile.remote_call(hostile_side.send, 4711, b"x", MOST_REJECTED + 50_000)
     assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
     assert "it is cut off" in caplog.text
 
@@ -450,7 +450,7 @@ NOISE = {
 
 @pytest.mark.parametrize("noise", NOISE)
 @pytest.mark.usefixtures("memory")
-def test_a_host_that_does_not_stop_before_it_is_connected_is_given_up(
+def test_a_host_that_does_not_stop_before_it_is_connected_is_cut_off(
     noise: str, hostile: Proxy
 ) -> None:
     loud = Proxy({**LOCAL, "python_path": ["/bin/sh", "-c", NOISE[noise]], "connect_timeout": 60})

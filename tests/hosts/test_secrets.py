@@ -111,7 +111,7 @@ def texts_of(proxy: Proxy) -> str:
     objects = [
         proxy, connection, link, link.context, link.router, stream, stream.conn,
         stream.protocol, link.router.served, connect.HUB,
-        *link.router._guests.values(),
+        *link.router._hosts.values(),
     ]  # fmt: skip
     return "\n".join(f"{thing!r} {thing!s}" for thing in objects)
 

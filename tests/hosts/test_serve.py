@@ -19,7 +19,7 @@ import support
 from inmanta_plugins.mitogen import Proxy, RemoteException, allow_modules
 from inmanta_plugins.mitogen.hosts import modules
 from inmanta_plugins.mitogen.hosts import served as serve
-from inmanta_plugins.mitogen.settings import MOST_REFUSALS, MOST_STRAYS
+from inmanta_plugins.mitogen.settings import MOST_REFUSALS, MOST_REJECTED
 from pytest_inmanta_mitogen import SshHost
 from support import LOCAL
 
@@ -264,7 +264,7 @@ def test_a_host_that_asks_for_the_same_again_and_again_is_cut_off(
     }[which]
     assert local.remote_call(remote.pid)
     with pytest.raises(RemoteException, match="connection was lost"):
-        local.remote_call(hostile_side.send, handle, data, MOST_STRAYS + 50_000)
+        local.remote_call(hostile_side.send, handle, data, MOST_REJECTED + 50_000)
     assert "it is cut off" in caplog.text
 
 

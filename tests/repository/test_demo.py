@@ -145,7 +145,7 @@ def test_calls_and_states_are_shown(deployed: Deployed) -> None:
 
 
 def test_a_daemon_and_the_directory_end_with_the_one_that_started_them() -> None:
-    with working_directory() as directory, no_orphans(patience=0.2):
+    with working_directory() as directory, no_orphans(timeout=0.2):
         file = directory / "pid"
         script = f"setsid sh -c 'trap \"\" TERM; echo $$ > {file}; sleep 1000' & exit"
         start(["sh", "-c", script], log=directory / "log").wait()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Self
 
 import inmanta_mitogen.chunks as host
-from inmanta_mitogen.dispatch import KEPT, PACK, RAW, WHOLE
+from inmanta_mitogen.dispatch import CHUNK_SIZE, KEPT, RAW, WHOLE
 from inmanta_plugins.mitogen import settings
 from inmanta_plugins.mitogen.calls import request
 from inmanta_plugins.mitogen.calls.call import Call
@@ -21,7 +21,7 @@ from inmanta_plugins.mitogen.errors import NotDeliveredError, RemoteException
 if TYPE_CHECKING:
     from inmanta_mitogen.staged import StagedWrite
 
-WINDOW = WHOLE // PACK
+WINDOW = WHOLE // CHUNK_SIZE
 """The most chunks on the way: no more than a host may send in one message."""
 
 Progress = Callable[[int, int], object]

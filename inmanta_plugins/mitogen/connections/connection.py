@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import inmanta_mitogen.dispatch
 import mitogen.core
-from inmanta_mitogen.dispatch import LENGTH, Packer
+from inmanta_mitogen.dispatch import LENGTH, Batcher
 from inmanta_plugins.mitogen import _mitogen, settings
 from inmanta_plugins.mitogen.connections.link import Link
 from inmanta_plugins.mitogen.errors import NotDeliveredError
@@ -61,7 +61,7 @@ class Connection:
         self._allowed: set[Function] = set()
         # What gets the answers of each message that was sent. On the broker's thread alone.
         self._waiting: collections.deque[collections.deque[Deliver]] = collections.deque()
-        self._outbox: Packer[Deliver] = Packer(link.router.broker.defer, self._send)
+        self._outbox: Batcher[Deliver] = Batcher(link.router.broker.defer, self._send)
         self._handle = link.router.add_handler(self._on_message, respondent=link.context)
 
     @property
@@ -98,14 +98,14 @@ class Connection:
 
     # On the broker's thread, which any exception would end, with all connections
 
-    def _send(self, pack: Sequence[tuple[bytes, Deliver]]) -> None:
-        batch = collections.deque(deliver for _, deliver in pack)
+    def _send(self, calls: Sequence[tuple[bytes, Deliver]]) -> None:
+        batch = collections.deque(deliver for _, deliver in calls)
         self._waiting.append(batch)
         if self.link.ended:
             self._end(_mitogen.NO_ROUTE)
             return
         try:
-            requests = [request for request, _ in pack]
+            requests = [request for request, _ in calls]
             message = (
                 _mitogen.order(inmanta_mitogen.dispatch.call_each, requests, self._handle)
                 if len(requests) > 1
@@ -140,7 +140,7 @@ class Connection:
 
     def _refuse(self, message: mitogen.core.Message) -> None:
         router = self.link.router
-        router.stray(router.guest_of(message), "that nothing waits for")
+        router.reject(router.host_of(message), "that nothing waits for")
 
     def _take(self, message: mitogen.core.Message) -> None:
         now = time.monotonic()
@@ -171,7 +171,7 @@ class Connection:
         :return: Whether the host left by itself in time; False when it had to be cut off.
         """
         if self.link.inherited:
-            return True  # the other process's to close; its locks may be held for ever here
+            return True  # the other process's to close; its locks may be held forever here
         with self._lock:
             if self._closed:
                 return True

@@ -202,7 +202,7 @@ def _settings() -> str:
     """Return lines that set what the scripts take from here."""
     return (
         f'MINIMUM="{MINIMUM[0]}, {MINIMUM[1]}"\n'
-        f"PATIENCE={settings.PROBE_SECONDS}\n"
+        f"PROBE_SECONDS={settings.PROBE_SECONDS}\n"
         f"MOST_SILENT={settings.PROBED_SILENT}\n"
         f"MOST_TRIED={settings.PROBED}\n"
         f"MOST_OUTPUT={settings.PROBE_OUTPUT}\n"

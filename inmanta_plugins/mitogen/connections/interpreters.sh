@@ -6,7 +6,7 @@
 # Finds Python interpreters and asks each for its version: what probe.sh and auto.sh share.
 #
 # POSIX sh for dash, bash, busybox, zsh, mksh, ksh and yash. No text or message of a program is
-# looked at, only exit statuses and files, so that no locale matters. MINIMUM, PATIENCE and the MOST_…
+# looked at, only exit statuses and files, so that no locale matters. MINIMUM, PROBE_SECONDS and the MOST_…
 # are set by interpreters.py, which also takes comments and indentation out.
 
 # python3.N, newest first, and what an interpreter may be called else.
@@ -47,14 +47,14 @@ timeout=$(PATH=/usr/bin:/bin:$PATH; command -v timeout) &&
 # Runs a command for a limited time.
 limited() {
     if [ "$timeout" ]; then
-        "$timeout" -k 1 "$PATIENCE" "$@" </dev/null
+        "$timeout" -k 1 "$PROBE_SECONDS" "$@" </dev/null
         return
     fi
     "$@" </dev/null &
     child=$!
     (
         exec >/dev/null 2>&1
-        sleep "$PATIENCE" &
+        sleep "$PROBE_SECONDS" &
         sleeper=$!
         trap 'kill $sleeper' TERM
         wait $sleeper && kill -9 $child

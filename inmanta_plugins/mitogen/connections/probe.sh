@@ -102,7 +102,7 @@ judge() {
     seen=$file
     case $ended in
     124 | 137 | 143) output="$output
-no answer within $PATIENCE seconds, or killed" ;;
+no answer within $PROBE_SECONDS seconds, or killed" ;;
     esac
     case $ended in 126 | 127) ;; *) return ;; esac
     case ${1##*/} in

@@ -23,7 +23,7 @@ Operation = Callable[[Any], None]
 
 
 class UnreadableError(pickle.UnpicklingError):
-    """An answer is no pickle of plain values, or exceeds the bounds for one."""
+    """An answer is not a pickle of plain values, or exceeds the bounds for one."""
 
 
 def read_answer(data: bytes) -> object:
@@ -44,9 +44,11 @@ def read_answer(data: bytes) -> object:
     except UnreadableError:
         raise
     except Exception as error:
-        raise UnreadableError(f"it is no pickle of plain values ({type(error).__name__})") from None
+        raise UnreadableError(
+            f"it is not a pickle of plain values ({type(error).__name__})"
+        ) from None
     if callable(value):
-        raise UnreadableError("it is no plain value")
+        raise UnreadableError("it is not a plain value")
     return value
 
 

@@ -23,7 +23,7 @@ from inmanta_plugins.mitogen.texts import bounded_text
 LOGGER = logging.getLogger(__name__)
 
 
-class Guest:
+class HostState:
     """What is known of the host at the other end of a stream."""
 
     def __init__(self, id: int, name: str, stream: mitogen.core.Stream) -> None:
@@ -38,7 +38,7 @@ class Guest:
         """How often it told of one."""
         self.log = ForwardedLog(name)
         self.served = Served()
-        self.strays = 0
+        self.rejected = 0
         self.logged = False
         self.cut = False
 
@@ -78,7 +78,7 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
     context_class = AgentContext
 
     def __init__(self, broker: mitogen.master.Broker, max_message_size: int) -> None:
-        self._guests: dict[mitogen.core.Stream, Guest] = {}
+        self._hosts: dict[mitogen.core.Stream, HostState] = {}
         super().__init__(broker, max_message_size=max_message_size)
         self.served = ServedModules(self)
         core, monitor = mitogen.core, self.route_monitor
@@ -106,17 +106,17 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
     ) -> mitogen.parent.Context:
         """As mitogen's own, but that a hop can't pass off another host as the one behind it."""
         hop: mitogen.core.Stream = self.stream_by_id(via_context.context_id)
-        guest = self._guests.get(hop)
-        if guest is None:
+        host = self._hosts.get(hop)
+        if host is None:
             raise mitogen.core.StreamError(mitogen.core.Router.respondent_disconnect_msg)
-        guest.connects += 1
+        host.connects += 1
         answer = via_context.call(
             mitogen.parent._proxy_connect,
             name=name,
             method_name=method_name,
             kwargs=mitogen.core.Kwargs(options),
         )
-        new, its_name = self._new_behind(guest, answer)
+        new, its_name = self._new_behind(host, answer)
         if self._stream_by_id.get(new) is not hop:
             raise mitogen.core.StreamError(mitogen.core.Router.respondent_disconnect_msg)
         context = self.context_by_id(new, via_id=via_context.context_id)
@@ -134,38 +134,38 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
         :return: Whether the context can run it as it is now: not when it may have loaded modules
             that have been changed on the agent since.
         """
-        guest = self._guests.get(self.stream_by_id(context.context_id))
-        return guest is None or self.served.allow(guest, context, function)
+        host = self._hosts.get(self.stream_by_id(context.context_id))
+        return host is None or self.served.allow(host, context, function)
 
-    def _new_behind(self, guest: Guest, answer: object) -> tuple[int, str]:
+    def _new_behind(self, host: HostState, answer: object) -> tuple[int, str]:
         if not isinstance(answer, dict):
-            raise mitogen.core.StreamError(f"{guest.name} answered nonsense when it was to connect")
+            raise mitogen.core.StreamError(f"{host.name} answered nonsense when it was to connect")
         if isinstance(answer.get("msg"), str):
             # What came through a terminal ends its lines as terminals do.
             text = answer["msg"].replace("\r\n", "\n").rstrip("\r")
             raise mitogen.core.StreamError(bounded_text(text, 100_000))
         new: Any = answer.get("id")
-        if not guest.may_name(new):
-            raise mitogen.core.StreamError(f"{guest.name} named a context that is not its own")
+        if not host.may_name(new):
+            raise mitogen.core.StreamError(f"{host.name} named a context that is not its own")
         return new, bounded_text(str(answer.get("name")), 200)
 
     # On the broker's thread
 
     def register(self, context: mitogen.parent.Context, stream: mitogen.core.Stream) -> None:
         """As mitogen's own, which calls it for each connection that is complete."""
-        guest = Guest(context.context_id, context.name or str(context.context_id), stream)
-        self._guests[stream] = guest
+        host = HostState(context.context_id, context.name or str(context.context_id), stream)
+        self._hosts[stream] = host
         super().register(context, stream)
         mitogen.core.listen(stream, "disconnect", lambda: self._on_gone(stream))
 
     def _on_gone(self, stream: mitogen.core.Stream) -> None:
-        guest = self._guests.pop(stream, None)
-        if guest is None:
+        host = self._hosts.pop(stream, None)
+        if host is None:
             return
 
         def forget() -> None:
             for known in list(self._context_by_id):
-                if known == guest.id or guest.may_name(known):
+                if known == host.id or host.may_name(known):
                     self._context_by_id.pop(known, None)
 
         # Later: those who watch the stream look its contexts up, to tell them.
@@ -175,12 +175,12 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
         self, msg: mitogen.core.Message, in_stream: mitogen.core.Stream | None = None
     ) -> None:
         if in_stream is not None:
-            guest = self._guests.get(in_stream)
-            if guest is None or guest.cut:
+            host = self._hosts.get(in_stream)
+            if host is None or host.cut:
                 return
             trouble = self._trouble_with(msg, in_stream)
             if trouble:
-                self._refuse(msg, guest, trouble)
+                self._refuse(msg, host, trouble)
                 return
         super()._async_route(msg, in_stream)
 
@@ -203,67 +203,67 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
             return "in answer to a call that was made to another"
         return ""
 
-    def stray(self, guest: Guest | None, what: str, *, log: bool = True) -> None:
+    def reject(self, host: HostState | None, what: str, *, log: bool = True) -> None:
         """
         Count a message that a host should not have sent; cut the host off when there are too many.
 
-        :param guest: The host, if it is still connected.
+        :param host: The host, if it is still connected.
         :param what: What is wrong with the message, to complete "it sent a message …".
         :param log: Whether to log the first one.
         """
-        if guest is None:
+        if host is None:
             return
-        guest.strays += 1
-        if log and not guest.logged:
-            guest.logged = True
-            LOGGER.warning("Host %s sent a message %s: refused.", guest.name, what)
-        elif guest.strays > settings.MOST_STRAYS and not guest.cut:
-            guest.cut = True
+        host.rejected += 1
+        if log and not host.logged:
+            host.logged = True
+            LOGGER.warning("Host %s sent a message %s: refused.", host.name, what)
+        elif host.rejected > settings.MOST_REJECTED and not host.cut:
+            host.cut = True
             LOGGER.error(
                 "Host %s sent more than %d messages that were refused, the last one %s:"
                 " it is cut off.",
-                guest.name,
-                settings.MOST_STRAYS,
+                host.name,
+                settings.MOST_REJECTED,
                 what,
             )
-            self.broker.defer(guest.stream.on_disconnect, self.broker)
+            self.broker.defer(host.stream.on_disconnect, self.broker)
 
-    def _refuse(self, msg: mitogen.core.Message, guest: Guest, what: str) -> None:
-        if msg.reply_to and not msg.is_dead and not guest.strays > settings.MOST_STRAYS:
+    def _refuse(self, msg: mitogen.core.Message, host: HostState, what: str) -> None:
+        if msg.reply_to and not msg.is_dead and not host.rejected > settings.MOST_REJECTED:
             # One reason for all: another would tell which ids and handles are in use.
             refusal = mitogen.core.Message.dead(
                 "refused: a host reaches only its agent, and what that waits for",
                 dst_id=msg.src_id,
                 handle=msg.reply_to,
             )
-            if self._stream_by_id.get(msg.src_id) is guest.stream:
-                guest.stream.protocol._send(refusal)
-        self.stray(guest, what)
+            if self._stream_by_id.get(msg.src_id) is host.stream:
+                host.stream.protocol._send(refusal)
+        self.reject(host, what)
 
-    def guest_of(self, msg: mitogen.core.Message) -> Guest | None:
+    def host_of(self, msg: mitogen.core.Message) -> HostState | None:
         """
         Return the host at the other end of the stream on which a message came.
 
         :param msg: A message that was received.
         """
-        return self._guests.get(self._stream_by_id.get(msg.src_id))
+        return self._hosts.get(self._stream_by_id.get(msg.src_id))
 
     def _checked_route(self, handler: Any) -> Any:
         def on_route(msg: mitogen.core.Message) -> None:
-            guest = self.guest_of(msg)
-            if guest is None or msg.is_dead:
+            host = self.host_of(msg)
+            if host is None or msg.is_dead:
                 return
             # A number of ten digits at most, and a name, which is in the answer to connecting it.
             number = msg.data[:11].partition(b":")[0]
             target = int(number) if number.isdigit() else -1
             # Each that it is to connect comes once, and goes once.
-            guest.routes += 1
+            host.routes += 1
             if (
-                guest.routes > 2 * guest.connects
-                or msg.src_id != guest.id
-                or not guest.may_name(target)
+                host.routes > 2 * host.connects
+                or msg.src_id != host.id
+                or not host.may_name(target)
             ):
-                self.stray(guest, "about a context that is not its own")
+                self.reject(host, "about a context that is not its own")
                 return
             msg.data = number
             handler(msg)
@@ -271,19 +271,19 @@ class AgentRouter(mitogen.master.Router):  # type: ignore[misc]  # mitogen is no
         return on_route
 
     def _on_allocate_id(self, msg: mitogen.core.Message) -> None:
-        guest = self.guest_of(msg)
-        if guest is None or msg.is_dead:
+        host = self.host_of(msg)
+        if host is None or msg.is_dead:
             return
         # Each context that it is to connect may be the first of one more hop behind it.
-        if len(guest.blocks) >= guest.connects:
-            self.stray(guest, "to get ids, which it was given no use for")
+        if len(host.blocks) >= host.connects:
+            self.reject(host, "to get ids, which it was given no use for")
             msg.reply(mitogen.core.Message.dead("refused"))
             return
         first, end = self.id_allocator.allocate_block()
-        guest.blocks.append(range(first, end))
+        host.blocks.append(range(first, end))
         msg.reply((first, end))
 
     def _on_forward_log(self, msg: mitogen.core.Message) -> None:
-        guest = self.guest_of(msg)
-        if guest is not None and not msg.is_dead:
-            guest.log.log(msg.data)
+        host = self.host_of(msg)
+        if host is not None and not msg.is_dead:
+            host.log.log(msg.data)

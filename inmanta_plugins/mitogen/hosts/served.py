@@ -23,7 +23,7 @@ from inmanta_plugins.mitogen.hosts.modules import Module, lineage
 from inmanta_plugins.mitogen.texts import bounded_text
 
 if TYPE_CHECKING:
-    from inmanta_plugins.mitogen.hosts.router import AgentContext, AgentRouter, Guest
+    from inmanta_plugins.mitogen.hosts.router import AgentContext, AgentRouter, HostState
 
 LOGGER = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class ServedModules:
             router.add_handler(handler, handle=handle, overwrite=True)
 
     def allow(
-        self, host: "Guest", context: "AgentContext", function: Callable[..., object]
+        self, host: "HostState", context: "AgentContext", function: Callable[..., object]
     ) -> bool:
         """
         Let a host have what a function needs.
@@ -118,7 +118,7 @@ class ServedModules:
             self._send_ahead(host, name)
         return True
 
-    def _allow(self, host: "Guest", names: Iterable[str]) -> None:
+    def _allow(self, host: "HostState", names: Iterable[str]) -> None:
         served = host.served
         new = {name for name in names if name.split(".")[0] not in _NEVER} - served.allowed
         served.allowed |= new
@@ -127,18 +127,18 @@ class ServedModules:
             served.refused.discard(name)
             self._send_anew(host, modules.find(name))
 
-    def _send_anew(self, host: "Guest", module: Module | None) -> None:
+    def _send_anew(self, host: "HostState", module: Module | None) -> None:
         if module is not None:
             host.served.changes += 1
             self._send(host, module)
 
-    def _send_changed(self, host: "Guest") -> None:
+    def _send_changed(self, host: "HostState") -> None:
         for name, old in list(host.served.sent.items()):
             module = modules.find(name)
             if module is not old:
                 self._send_anew(host, module)
 
-    def _send_ahead(self, host: "Guest", name: str) -> None:
+    def _send_ahead(self, host: "HostState", name: str) -> None:
         """Send a module, and before it what is certainly imported with it from its package."""
         served = host.served
         module = modules.find(name) if name in served.allowed else None
@@ -151,7 +151,7 @@ class ServedModules:
                 self._send_ahead(host, one)
         self._send(host, module)
 
-    def _send(self, host: "Guest", module: Module) -> None:
+    def _send(self, host: "HostState", module: Module) -> None:
         served = host.served
         served.sent[module.name] = module
         self._allow(host, module.imports)
@@ -174,11 +174,11 @@ class ServedModules:
     # On the broker's thread
 
     def _on_module_request(self, msg: mitogen.core.Message) -> None:
-        host = self._router.guest_of(msg)
+        host = self._router.host_of(msg)
         if msg.is_dead or host is None:
             return
         if len(msg.data) > 4 * settings.LONGEST_NAME or msg.src_id != host.id:
-            self._router.stray(host, "for a module that can't be one")
+            self._router.reject(host, "for a module that can't be one")
             return
         name = msg.data.decode("utf-8", "replace")
         if name in _names_of_mitogen():
@@ -188,7 +188,7 @@ class ServedModules:
             served = host.served
             if name in served.sent:
                 # It may have asked before that came.
-                self._router.stray(host, "for a module that it has got already", log=False)
+                self._router.reject(host, "for a module that it has got already", log=False)
                 return
             if name in _explicit or name.split(".")[0] == modules.OURS:
                 served.allowed.add(name)
@@ -197,16 +197,16 @@ class ServedModules:
                 self._refuse(host, name)
                 self._route((name, None, None, None, ()), host.id)
 
-    def _send_mitogen(self, host: "Guest", name: str, msg: mitogen.core.Message) -> None:
+    def _send_mitogen(self, host: "HostState", name: str, msg: mitogen.core.Message) -> None:
         if name in self._router.stream_by_id(host.id).protocol.sent_modules:
-            self._router.stray(host, "for a module that it has got already", log=False)
+            self._router.reject(host, "for a module that it has got already", log=False)
             return
         msg.data = name.encode()
         # The public interface ends here: how mitogen's responder serves a host.
         self._router.responder._on_get_module(msg)
 
     def _on_resource_request(self, msg: mitogen.core.Message) -> None:
-        host = self._router.guest_of(msg)
+        host = self._router.host_of(msg)
         if msg.is_dead or host is None:
             return
         try:
@@ -217,13 +217,13 @@ class ServedModules:
             case (str(package), str(name)):
                 pass
             case _:
-                self._router.stray(host, "for a data file that can't be one")
+                self._router.reject(host, "for a data file that can't be one")
                 return
         with self._lock:
             served = host.served
             content = None
             if (package, name) in served.data_files:
-                self._router.stray(host, "for a data file that it has got already", log=False)
+                self._router.reject(host, "for a data file that it has got already", log=False)
                 return
             if package in served.allowed or package in _explicit:
                 content = modules.data_file(package, name, settings.LARGEST_DATA_FILE)
@@ -236,9 +236,9 @@ class ServedModules:
         )
         self._router.route(message)
 
-    def _refuse(self, host: "Guest", name: str) -> None:
+    def _refuse(self, host: "HostState", name: str) -> None:
         served = host.served
-        self._router.stray(host, "for modules that it may not have", log=False)
+        self._router.reject(host, "for modules that it may not have", log=False)
         if name in served.refused or len(served.refused) >= settings.MOST_REFUSALS:
             return
         served.refused.add(name)
