@@ -28,9 +28,9 @@ class CommandTimeoutError(subprocess.TimeoutExpired):
         stderr: bytes = b"",
         survived: bool = False,
     ) -> None:
-        super().__init__(cmd, timeout, output, stderr)
         self.survived = survived
         """Whether it could not be ended."""
+        super().__init__(cmd, timeout, output, stderr)
 
     def __str__(self) -> str:
         outcome = "it could not be ended and is still running" if self.survived else "it was ended"
