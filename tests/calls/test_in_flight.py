@@ -10,12 +10,7 @@ import far_side
 import pytest
 
 from inmanta_mitogen.dispatch import CHUNK_SIZE, WHOLE
-from inmanta_plugins.mitogen import (
-    CallTimeoutError,
-    Proxy,
-    RemoteException,
-    settings,
-)
+from inmanta_plugins.mitogen import CallTimeoutError, Proxy, RemoteException, settings
 from inmanta_plugins.mitogen.connections.connection import Connection
 from support import LOCAL, Recorder, connection_of, together
 

@@ -21,13 +21,7 @@ import pytest
 import support
 from inmanta_mitogen import chunks as host
 from inmanta_mitogen.dispatch import CHUNK_SIZE
-from inmanta_plugins.mitogen import (
-    CallTimeoutError,
-    Proxy,
-    RemoteException,
-    SettingError,
-    settings,
-)
+from inmanta_plugins.mitogen import CallTimeoutError, Proxy, RemoteException, SettingError, settings
 from inmanta_plugins.mitogen.calls import transfers
 from inmanta_plugins.mitogen.connections.connection import Answer, Connection
 from inmanta_plugins.mitogen.errors import NotDeliveredError

@@ -346,9 +346,7 @@ def test_a_report_that_no_script_would_make_does_no_harm() -> None:
 @pytest.mark.parametrize(
     "command", [interpreters.probe_command(["x"]), interpreters.auto_command()]
 )
-def test_the_commands_have_nothing_that_a_layer_of_quoting_breaks(
-    command: Command,
-) -> None:
+def test_the_commands_have_nothing_that_a_layer_of_quoting_breaks(command: Command) -> None:
     text = " ".join(command)
     assert text.isascii()
     # A line's end is lost in sudo's login shells, "!" and "`" in su's; "\\" and "\'" in fish.

@@ -14,13 +14,7 @@ import pytest
 
 import support
 from benchmarks import relay
-from inmanta_plugins.mitogen import (
-    Cause,
-    ConnectError,
-    Proxy,
-    PythonNotFoundError,
-    RemoteException,
-)
+from inmanta_plugins.mitogen import Cause, ConnectError, Proxy, PythonNotFoundError, RemoteException
 from pytest_inmanta_mitogen import SshHost, SshHostFactory
 from support import LOCAL, Context, call_fails_with, connect_error, fails_with
 from testbed.servers import free_port

@@ -233,9 +233,7 @@ def test_a_lost_hop_is_made_anew_and_no_call_is_repeated(
     support.wait_until(lambda: support.is_gone(pids["interpreter"]), "root's interpreter is gone")
 
 
-def test_an_interpreter_frozen_behind_a_hop_is_killed_and_the_hop_stays(
-    sudo_host: SshHost,
-) -> None:
+def test_an_interpreter_frozen_behind_a_hop_is_killed_and_the_hop_stays(sudo_host: SshHost) -> None:
     with Proxy(behind_sudo(sudo_host), call_timeout=30) as proxy:
         pid, hop = proxy.remote_call(os.getpid), of_the_hop(proxy)
         freeze(pid)

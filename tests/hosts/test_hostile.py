@@ -264,9 +264,7 @@ def test_a_message_that_is_too_large_ends_the_connection(size: int, hostile: Pro
         hostile.remote_call(hostile_side.announce, size, b"x" * 1000)
 
 
-def test_the_largest_message_can_be_set(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_largest_message_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INMANTA_MITOGEN_MAX_MESSAGE_SIZE", str(2 * MIB))
     with a_proxy("small") as proxy:
         assert len(proxy.remote_call(far_side.large, MIB)) == MIB

@@ -152,9 +152,7 @@ def test_a_wrong_password_shows_nowhere(
     assert watch.found == set()
 
 
-def test_a_secret_argument_shows_in_no_log_of_mitogens(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_secret_argument_shows_in_no_log_of_mitogens(caplog: pytest.LogCaptureFixture) -> None:
     secrets = [mitogen.core.Secret(f"s3cr3t-{number}") for number in range(9)]
     for name in ("mitogen", "inmanta_plugins"):
         caplog.set_level(1, logger=name)

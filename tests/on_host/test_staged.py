@@ -18,15 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from host_files import (
-    ALICE,
-    MALLORY,
-    act_at_step,
-    file_attribute,
-    mounted,
-    python_as,
-    small_disk,
-)
+from host_files import ALICE, MALLORY, act_at_step, file_attribute, mounted, python_as, small_disk
 
 import support
 from inmanta_mitogen import put, read_binary

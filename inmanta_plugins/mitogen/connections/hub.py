@@ -172,9 +172,8 @@ class Hub:
             raise hop.failure
         try:
             hop.via = hop.via or self._acquire(serialized.get("via"), router)
-            hop.link = hop.link or Link(
-                serialized, via=hop.via.link if hop.via else None, router=router
-            )
+            before = hop.via.link if hop.via else None
+            hop.link = hop.link or Link(serialized, via=before, router=router)
         except Exception as error:  # an interrupted thread leaves the hop to the next one
             hop.failure = error
             raise

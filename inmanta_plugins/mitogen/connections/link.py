@@ -20,11 +20,7 @@ import mitogen.master
 import mitogen.parent
 from inmanta_mitogen.names import native
 from inmanta_plugins.mitogen import _mitogen, settings
-from inmanta_plugins.mitogen.connections.programs import (
-    mitogen_options,
-    python_argv,
-    shown_command,
-)
+from inmanta_plugins.mitogen.connections.programs import mitogen_options, python_argv, shown_command
 from inmanta_plugins.mitogen.errors import ConnectError, first_of_python_path
 from inmanta_plugins.mitogen.hosts.answers import UnreadableError, read_answer
 from inmanta_plugins.mitogen.hosts.router import AgentRouter

@@ -44,9 +44,8 @@ def read_answer(data: bytes) -> object:
     except UnreadableError:
         raise
     except Exception as error:
-        raise UnreadableError(
-            f"it is not a pickle of plain values ({type(error).__name__})"
-        ) from None
+        kind = type(error).__name__
+        raise UnreadableError(f"it is not a pickle of plain values ({kind})") from None
     if callable(value):
         raise UnreadableError("it is not a plain value")
     return value
