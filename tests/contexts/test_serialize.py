@@ -42,11 +42,11 @@ entity Named:
 end
 implement Named using std::none
 
-entity HostState:
+entity Guest:
     string name
 end
-HostState.host [1] -- Machine
-implement HostState using std::none
+Guest.host [1] -- Machine
+implement Guest using std::none
 
 entity Machine:
     string name
@@ -71,8 +71,8 @@ Thing(name="no host")
 Thing(name="no ip", host=std::Host(name="noip", os=std::linux))
 Loner(name="loner")
 Named(name="named", host="web")
-HostState(name="host", host=Machine(name="machine"))
-HostState(name="reached", host=Machine(name="machine", via=mitogen::Local()))
+Guest(name="guest", host=Machine(name="machine"))
+Guest(name="reached", host=Machine(name="machine", via=mitogen::Local()))
 
 gate = mitogen::Ssh(hostname="gate", port=2222, python_path=["/usr/bin/env", "python3"])
 box = mitogen::Podman(container="box", via=mitogen::Sudo(login=false, via=gate))
@@ -109,7 +109,7 @@ def found(request: pytest.FixtureRequest) -> Found:
         project: Project = request.getfixturevalue("project")
         wrong = [f'Gate(name="wrong {name}", {name}={WRONG[name][0]})' for name in WRONG]
         project.compile(MODEL + "\n".join(wrong))
-        kinds = ("Thing", "Loner", "Named", "HostState", "Gate")
+        kinds = ("Thing", "Loner", "Named", "Guest", "Gate")
         for kind in [*(f"__config__::{kind}" for kind in kinds), "mitogen::Su", "mitogen::Local"]:
             _instances.update({one.name: one for one in project.get_instances(kind)})
     return _instances
@@ -156,7 +156,7 @@ def test_the_context_is_its_own_else_that_of_the_host_else_the_implicit_one(
         ("no host", "No host relation"),
         ("loner", "No host relation"),
         ("named", "No std::Host entity"),
-        ("host", "No std::Host entity"),
+        ("guest", "No std::Host entity"),
         ("no ip", "No ip"),
     ],
 )

@@ -109,7 +109,7 @@ BOMBS = {
     "a persistent id": (b"\x80\x04Nx\nQ.", "not a pickle"),
     "an extension": (b"\x80\x04\x82\x01.", "not a pickle"),
     "an object of a class": (b"\x80\x04cos\nPathLike\n)\x81.", "it holds a os.PathLike"),
-    "a class alone": (b"\x80\x02cmitogen.core\nSecret\n.", "no plain value"),
+    "a class alone": (b"\x80\x02cmitogen.core\nSecret\n.", "not a plain value"),
 }  # fmt: skip
 
 
