@@ -302,9 +302,10 @@ class Proxy:
         answer = self._prefetched(call, path)
         if answer is not None:
             return transfers.whole_result(call, answer)
-        along = self._prefetcher.ask(call.function, path)
+        along, held = self._prefetcher.ask(call.function, path)
         try:
             self._send(call, along)
+            held.update(along)
             _ = call.shown  # while the host is busy anyway
             return transfers.whole_result(call, call.next())
         finally:
@@ -316,7 +317,7 @@ class Proxy:
         size = connection.max_message_size
         packed = request.request(call.function, call.args, call.kwargs, size)
         calls = [(call.function, packed, call.inbox.put)]
-        for function, inbox in list(along.items()):  # others may take from it
+        for function, inbox in along.items():
             packed = request.request(function, call.args, {}, size, only_cheap=True)
             calls.append((function, packed, inbox.put))
         call.start_clock(connection)

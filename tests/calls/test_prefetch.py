@@ -13,6 +13,7 @@ import far_side
 import pytest
 
 from inmanta_plugins.mitogen import Proxy, RemoteException, SettingError, settings
+from inmanta_plugins.mitogen.connections.connection import Connection
 from support import LOCAL, Messages, Recorder
 
 CONTENT = b"content"
@@ -295,3 +296,20 @@ def test_a_lost_host_drops_what_was_prefetched(proxy: Proxy, asked: str, tmp_pat
     with pytest.raises(RemoteException, match="the connection was lost"):
         proxy.remote_call(far_side.note_and_die, str(tmp_path / "trace"))
     assert proxy.file_stat(asked)["permissions"] == 644
+
+
+def test_nobody_waits_for_an_answer_to_what_was_not_sent(
+    proxy: Proxy, paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle(proxy, paths[0])
+    proxy.begin_resource("fs::File")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Connection, "send", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            proxy.file_exists(paths[1])
+
+    assert proxy.hash_file(paths[1]) == proxy.hash_file(paths[0])

@@ -105,13 +105,14 @@ class Prefetcher:
         held_path, inboxes = self._held
         return inboxes.pop(function, None) if held_path == path else None
 
-    def ask(self, function: Function, path: str | None) -> Inboxes:
+    def ask(self, function: Function, path: str | None) -> tuple[Inboxes, Inboxes]:
         """
         Note a call that goes to the host.
 
         :param function: The function that is called.
         :param path: The path of a question, None for any other call.
-        :return: The questions to send along with it.
+        :return: The questions to send along with it, and what gets them once they are sent: only
+            then may somebody wait for an answer.
         """
         self.drop()
         if path is None:
@@ -122,10 +123,10 @@ class Prefetcher:
             self._learn()
             self._path, self._asked = path, [function]
             predicted = self._learned.get((self._resource_type, function), ())
-            inboxes: Inboxes = {question: queue.SimpleQueue() for question in predicted}
-            self._held = (path, inboxes)
-            return inboxes
-        return {}
+            held: Inboxes = {}
+            self._held = (path, held)
+            return {question: queue.SimpleQueue() for question in predicted}, held
+        return {}, {}
 
     def note(self, function: Function) -> None:
         """
