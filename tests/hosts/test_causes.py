@@ -44,6 +44,19 @@ def test_a_hop_may_run_python_2(tmp_path: pathlib.Path) -> None:
         assert proxy.run("cat", [f"{tmp_path}/file"])[0] == "content"
 
 
+def test_an_interpreter_that_was_chosen_and_does_not_run_is_not_missing(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = tmp_path / "python3.20"
+    answer = f'case "$*" in *@py@*) exec {sys.executable} "$@" ;; esac'
+    chosen.write_text(f"#!/bin/sh\n{answer}\necho out of order\nexit 3\n")
+    chosen.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    error = fails_with(Cause.OTHER, {**LOCAL, "python_path": ["auto"]})
+    assert "out of order" in error.detail
+
+
 # Texts that a host chooses
 
 

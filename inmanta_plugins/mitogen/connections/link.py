@@ -151,7 +151,8 @@ class Link:
             from inmanta_plugins.mitogen.connections import interpreters
 
             # Which Python a hop runs itself, the default of some methods, is not known here.
-            requested = python_argv(hop, "" if self.via else sys.executable)
+            own = "" if self.via else sys.executable
+            requested = python_argv(method, options.get("python_path"), own)
             try:
                 if all(requested):
                     start(python_path=interpreters.probe_command(requested))

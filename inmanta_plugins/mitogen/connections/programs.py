@@ -44,18 +44,19 @@ def mitogen_options(hop: Mapping[str, object]) -> dict[str, Any]:
     return options
 
 
-def python_argv(hop: Mapping[str, Any], python: str) -> list[str]:
+def python_argv(method: str, python_path: object, python: str) -> list[str]:
     """
     Return what mitogen starts as the interpreter of a hop.
 
-    :param hop: A serialized context.
+    :param method: The connection method of the hop.
+    :param python_path: Its ``python_path``, as mitogen gets it; None where it is unset.
     :param python: The interpreter that the hop is connected from, which is the default of some
         methods.
     """
-    default = mitogen.parent.get_connection_class(hop["method_name"]).options_class.python_path
+    default = mitogen.parent.get_connection_class(method).options_class.python_path
     if default == mitogen.parent.Options.python_path:
         default = python
-    given = hop.get("python_path") or default
+    given = python_path or default
     return list(given) if isinstance(given, list | tuple) else [str(given)]
 
 
@@ -77,8 +78,8 @@ def shown_command(hop: Mapping[str, Any], python: str = sys.executable) -> str:
     :param python: The interpreter that the hop is connected from, which is the default of some
         methods.
     """
-    argv = ["python3"] if is_auto(hop.get("python_path")) else python_argv(hop, python)
-    argv.append("-V")
+    given = ["python3"] if is_auto(hop.get("python_path")) else hop.get("python_path")
+    argv = [*python_argv(hop["method_name"], given, python), "-V"]
     try:
         for each in reversed(hops_of(hop)):
             argv = _starting(each, argv)
