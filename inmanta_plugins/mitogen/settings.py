@@ -148,9 +148,11 @@ class SettingError(ValueError):
 T = TypeVar("T")
 
 
-def _variable(name: str, default: T, parse: Callable[[str], T], expected: str) -> T:
+def _variable(
+    name: str, default: T, parse: Callable[[str], T], expected: str, text: str | None = None
+) -> T:
     """Return the value of an environment variable, the default when it is unset or empty."""
-    text = os.environ.get(name, "").strip()
+    text = (os.environ.get(name, "") if text is None else text).strip()
     if not text:
         return default
     try:
@@ -200,12 +202,12 @@ def max_message_size() -> int:
 
 
 def _bytes(name: str, default: int, least: int) -> int:
-    return _variable(name, default, _from(least), f"a number of bytes, at least {least}")
+    return _variable(name, default, _from(least, 19), f"a number of bytes, at least {least}")
 
 
-def _from(least: int) -> Callable[[str], int]:
+def _from(least: int, digits: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not re.fullmatch("[0-9]{1,18}", text) or int(text) < least:
+        if not re.fullmatch(f"[0-9]{{1,{digits}}}", text) or int(text) < least:
             raise ValueError(text)
         return int(text)
 
@@ -240,14 +242,15 @@ def logged_values() -> tuple[int, str]:
     end of a truncated one. An invalid maximum length is reported once, and the default used.
     """
     suffix = os.environ.get(LOGGED_TRUNCATED_VALUE_ENV_VAR, DEFAULT_LOGGED_TRUNCATED_VALUE_SUFFIX)
-    return _max_len(os.environ.get(LOGGED_VALUE_MAX_LEN_ENV_VAR)), suffix
+    return _max_len(os.environ.get(LOGGED_VALUE_MAX_LEN_ENV_VAR, "")), suffix
 
 
 @functools.lru_cache(maxsize=8)
-def _max_len(_: str | None) -> int:
+def _max_len(text: str) -> int:
     name, default = LOGGED_VALUE_MAX_LEN_ENV_VAR, DEFAULT_LOGGED_VALUE_MAX_LEN
     try:
-        return _variable(name, default, _from(0), "a number of characters, 0 or more")
+        # Of 19 digits, itertools.islice does not take all numbers.
+        return _variable(name, default, _from(0, 18), "a number of characters, 0 or more", text)
     except SettingError as error:
         LOGGER.warning("%s Logged values are truncated to %d characters instead.", error, default)
         return default

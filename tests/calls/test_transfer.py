@@ -7,6 +7,7 @@ import hashlib
 import os
 import resource
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -404,6 +405,11 @@ def test_a_wrong_limit_is_named(proxy: Proxy, monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv(settings.MAX_SIZE_ENV_VAR, text)
     with pytest.raises(SettingError, match=settings.MAX_SIZE_ENV_VAR):
         proxy.read("/etc/passwd")
+
+
+def test_a_limit_may_be_the_greatest_number_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(settings.MAX_SIZE_ENV_VAR, str(sys.maxsize))
+    assert settings.max_size() == sys.maxsize
 
 
 # A host that does not keep to the rules
