@@ -166,7 +166,7 @@ class SshHost:
         self.start()
 
     def kill_sessions(self) -> None:
-        """All the processes of all the sessions die, and the server goes on."""
+        """Kill all the processes of all the sessions; the server goes on."""
         self._signal_sessions(signal.SIGKILL, unless="")
 
     def freeze(self) -> None:

@@ -24,7 +24,7 @@ from testbed.environments import derived_environment, source_environment
 from testbed.processes import ProcessFailedError, end, neutral_environment, start, tail
 
 # How long a server may take to come up on a very busy machine. In seconds.
-_PATIENCE = 120.0
+_START_TIMEOUT = 120.0
 
 
 class _Server:
@@ -350,7 +350,7 @@ def _wait_until(
     what: str,
     log: pathlib.Path,
 ) -> None:
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _START_TIMEOUT
     while process.poll() is None:
         try:
             if condition():

@@ -172,8 +172,7 @@ REQUESTED = [
     (["HERE/café à deux/exits3"], Status.FAILED, "HERE/café à deux/exits3", 3),
     (["HERE/latin1"], Status.FAILED, "HERE/latin1", 1),
 ]
-"""Python_path (HERE is the directory with all sorts), what it is, what is named, the exit
-status."""
+"""The python_path (HERE is the directory with all sorts), what it is, its name, its exit status."""
 
 
 @pytest.mark.parametrize(("python_path", "status", "name", "exit_status"), REQUESTED)

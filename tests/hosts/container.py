@@ -61,7 +61,7 @@ class Container:
         self.podman_path = str(directory / "podman")
         """A podman that knows it, and no others."""
         self._directory = directory
-        self._monitors: list[int] = []
+        self._monitor: int | None = None
         self._write_podman()
         self._write_root(root_hash)
 
@@ -116,7 +116,7 @@ class Container:
             *("run", "--detach", "--name", self.name, "--network=host", *limits, *mounts),
             *("--rootfs", str(self.root), "sleep", "infinity"),
         )
-        self._monitors = [self._state("ConmonPid")]
+        self._monitor = self._state("ConmonPid")
 
     def _state(self, field: str) -> int:
         return int(self.podman("inspect", f"--format={{{{.State.{field}}}}}", self.name))
@@ -130,7 +130,8 @@ class Container:
         """Stop the container, if it was started, and forget it."""
         self.podman("rm", "--force", "--ignore", "--time=0", self.name)
         # The monitor has podman clean up once more, which makes files where the container was.
-        support.wait_until(lambda: all(map(support.is_gone, self._monitors)), "podman has ended")
+        if (monitor := self._monitor) is not None:
+            support.wait_until(lambda: support.is_gone(monitor), "podman has ended")
 
 
 def in_podman(container: Container, python_path: list[str], user: str = "root") -> support.Context:

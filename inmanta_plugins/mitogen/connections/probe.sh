@@ -101,10 +101,14 @@ judge() {
     state=failed
     seen=$file
     case $ended in
-    124 | 137 | 143) output="$output
-no answer within $PROBE_SECONDS seconds, or killed" ;;
+    126 | 127) ;;
+    124 | 137 | 143)
+        output="$output
+no answer within $PROBE_SECONDS seconds, or killed"
+        return
+        ;;
+    *) return ;;
     esac
-    case $ended in 126 | 127) ;; *) return ;; esac
     case ${1##*/} in
     *python* | *pypy*) ;;
     *)
